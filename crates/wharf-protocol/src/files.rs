@@ -1,0 +1,115 @@
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    File,
+    Directory,
+    Symlink,
+    Other,
+}
+
+/// One entry of a directory, or one path. A symlink is described itself, not what it points to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FileStat {
+    /// The name within its directory, or the path that was asked for. Bytes that are not UTF-8 are replaced.
+    pub name: String,
+    pub kind: FileKind,
+    pub size: u64,
+    /// Permission bits, as `chmod` takes them.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds since the Unix epoch.
+    pub modified_at: f64,
+    /// Where a symlink points to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DirectoryListing {
+    pub path: String,
+    /// Sorted by name.
+    pub entries: Vec<FileStat>,
+    /// Whether entries were left out because there are too many.
+    pub truncated: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MakeDirectoryRequest {
+    /// Absolute path. Missing parents are made; an existing directory is fine.
+    pub path: String,
+    /// Permission bits of the last directory; absent: what the umask gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveRequest {
+    pub from: String,
+    pub to: String,
+    /// Whether an existing file at `to` is replaced.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ArchiveFormat {
+    #[default]
+    Tar,
+    Zip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UploadResult {
+    pub path: String,
+    /// Files written.
+    pub files: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// Looks for files by name, or for lines by content.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequest {
+    /// Absolute path of the directory to search below.
+    pub path: String,
+    /// Only files whose path below `path` matches this glob, such as `**/*.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub glob: Option<String>,
+    /// A regular expression; absent: files are listed by name only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    #[serde(default)]
+    pub case_insensitive: bool,
+    /// Whether hidden files and those that `.gitignore` names are searched too.
+    #[serde(default)]
+    pub all: bool,
+    /// At most this many matches; absent: 1000; at most 100000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SearchMatch {
+    /// Absolute path.
+    pub path: String,
+    /// 1-based; absent when searching by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// The line without its end, cut at 1000 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SearchResult {
+    pub matches: Vec<SearchMatch>,
+    /// Whether there were more than the limit.
+    pub truncated: bool,
+}

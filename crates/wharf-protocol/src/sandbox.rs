@@ -1,0 +1,79 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Environment, Limits};
+
+/// How strong the walls of a local sandbox have to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Every part, or the sandbox is not made.
+    #[default]
+    Full,
+    /// Every part that the machine allows; what is missing is said.
+    BestEffort,
+    /// No walls: a plain process tree of the caller's user. This is no security boundary.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// The machine's own network.
+    #[default]
+    Host,
+    /// A loopback of its own and nothing else.
+    None,
+}
+
+/// A directory of the host that the sandbox sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MountSpec {
+    /// Absolute path on the host.
+    pub source: String,
+    /// Absolute path in the sandbox.
+    pub target: String,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What a sandbox shall be; the same for every runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxSpec {
+    /// Absolute path in the sandbox where sessions and execs start.
+    pub working_dir: String,
+    pub environment: Environment,
+    pub mounts: Vec<MountSpec>,
+    pub isolation: Isolation,
+    pub network: NetworkMode,
+    pub limits: Limits,
+    /// Bytes of memory for everything in the sandbox.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads at the same time.
+    pub processes: Option<u32>,
+    /// CPUs, in thousandths.
+    pub cpu_millis: Option<u32>,
+    /// Bytes that the sandbox may write to its private directories.
+    pub disk_bytes: Option<u64>,
+    /// Seconds after which the sandbox ends by itself.
+    pub deadline_seconds: Option<u64>,
+}
+
+impl Default for SandboxSpec {
+    fn default() -> Self {
+        Self {
+            working_dir: "/workspace".to_owned(),
+            environment: Environment::new(),
+            mounts: Vec::new(),
+            isolation: Isolation::default(),
+            network: NetworkMode::default(),
+            limits: Limits::default(),
+            memory_bytes: None,
+            processes: None,
+            cpu_millis: None,
+            disk_bytes: None,
+            deadline_seconds: None,
+        }
+    }
+}
