@@ -1,3 +1,4 @@
 //! The HTTP edge.
 
 pub mod native;
+pub mod problem;

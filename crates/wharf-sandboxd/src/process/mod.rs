@@ -1,1 +1,3 @@
-//!
+//! Users and processes of the sandbox.
+
+pub mod users;
