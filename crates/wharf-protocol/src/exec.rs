@@ -17,7 +17,7 @@ impl Default for TerminalSize {
 }
 
 /// Starts one process.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// Chosen by the caller so that a repeated request finds the same exec; absent: made up.

@@ -11,14 +11,19 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use subtle::ConstantTimeEq;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_protocol::{BootId, Environment, HealthStatus, Limits, ProblemKind, Secret};
 
-use crate::{http::problem::ApiError, process::users::User};
+use crate::{
+    exec::Execs,
+    http::problem::ApiError,
+    process::users::{self, User},
+    session::Sessions,
+};
 
 /// Who this sandbox is; given once, by `bind` or by the command line.
 #[derive(Debug, Clone)]
@@ -33,12 +38,57 @@ pub struct Identity {
     pub limits: Limits,
 }
 
+/// What a sandbox has once it is bound.
+#[derive(Debug)]
+pub struct Bound {
+    pub identity: Identity,
+    pub sessions: Sessions,
+    pub execs: Execs,
+}
+
+impl Bound {
+    /// Whom, with which variables and where a session or an exec runs, from what its request says.
+    ///
+    /// # Errors
+    ///
+    /// [`ProblemKind::InvalidRequest`] that names the field.
+    pub fn placed(
+        &self,
+        user: Option<&str>,
+        environment: Environment,
+        working_dir: Option<&str>,
+    ) -> Result<(User, Environment, PathBuf), ApiError> {
+        let user = match user {
+            None => self.identity.user.clone(),
+            Some(name) => users::find_user(name)
+                .ok_or_else(|| ApiError::invalid("user", name, "there is no such user in this sandbox"))?,
+        };
+        let mut all = self.identity.environment.clone();
+        for (name, value) in environment {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(ApiError::invalid("environment", name, "a name is not empty and has no `=`; no text has a NUL"));
+            }
+            all.insert(name, value);
+        }
+        let working_dir = match working_dir {
+            None => self.identity.working_dir.clone(),
+            Some(path) if path.starts_with('/') && !path.contains('\0') => PathBuf::from(path),
+            Some(path) => return Err(ApiError::invalid("working_dir", path, "an absolute path is needed")),
+        };
+        if !working_dir.is_dir() {
+            let shown = working_dir.display().to_string();
+            return Err(ApiError::invalid("working_dir", shown, "there is no such directory in this sandbox"));
+        }
+        Ok((user, all, working_dir))
+    }
+}
+
 /// The state behind all requests.
 #[derive(Debug)]
 pub struct Core {
     boot_id: BootId,
     started: Instant,
-    identity: OnceLock<Identity>,
+    bound: OnceLock<Bound>,
     bind_secret: Mutex<Option<Secret>>,
     /// Milliseconds after `started` when something was last asked for.
     last_activity: AtomicU64,
@@ -49,12 +99,12 @@ pub struct Core {
 }
 
 impl Core {
-    /// A blank core; without a bind secret nobody can bind it but [`Core::set_identity`].
+    /// A blank core; without a bind secret only [`Core::bind`] gives it an identity.
     pub fn new(bind_secret: Option<Secret>, shutdown: CancellationToken) -> Self {
         Self {
             boot_id: new_boot_id(),
             started: Instant::now(),
-            identity: OnceLock::new(),
+            bound: OnceLock::new(),
             bind_secret: Mutex::new(bind_secret),
             last_activity: AtomicU64::new(0),
             shutdown,
@@ -69,11 +119,22 @@ impl Core {
     pub fn status(&self) -> HealthStatus {
         if self.shutdown.is_cancelled() {
             HealthStatus::Stopping
-        } else if self.identity.get().is_some() {
+        } else if self.bound.get().is_some() {
             HealthStatus::Ready
         } else {
             HealthStatus::Blank
         }
+    }
+
+    /// What a bound sandbox has.
+    ///
+    /// # Errors
+    ///
+    /// [`ProblemKind::NotBound`] before `bind`.
+    pub fn bound(&self) -> Result<&Bound, ApiError> {
+        self.bound.get().ok_or_else(|| {
+            ApiError::new(ProblemKind::NotBound, "this sandbox is blank: bind it first with POST /v1/bind")
+        })
     }
 
     /// The identity of a bound sandbox.
@@ -82,9 +143,7 @@ impl Core {
     ///
     /// [`ProblemKind::NotBound`] before `bind`.
     pub fn identity(&self) -> Result<&Identity, ApiError> {
-        self.identity.get().ok_or_else(|| {
-            ApiError::new(ProblemKind::NotBound, "this sandbox is blank: bind it first with POST /v1/bind")
-        })
+        self.bound().map(|bound| &bound.identity)
     }
 
     /// Whether `presented` is the bind secret, in constant time. `false` when there is none (any more).
@@ -93,20 +152,40 @@ impl Core {
         secret.as_ref().is_some_and(|secret| equal_in_constant_time(secret.reveal(), presented))
     }
 
-    /// Makes a blank sandbox bound. Safe to race: one caller wins.
+    /// Makes a blank sandbox bound; after `deadline` it ends by itself. Safe to race: one caller wins.
     ///
     /// # Errors
     ///
     /// [`ProblemKind::Conflict`] if it is bound already.
-    pub fn set_identity(&self, identity: Identity) -> Result<(), ApiError> {
-        self.identity.set(identity).map_err(|_| {
+    pub fn bind(&self, identity: Identity, deadline: Option<Duration>) -> Result<(), ApiError> {
+        let bound = Bound {
+            sessions: Sessions::new(identity.limits.sessions as usize),
+            execs: Execs::new(
+                identity.limits.execs as usize,
+                usize::try_from(identity.limits.output_bytes).unwrap_or(usize::MAX),
+            ),
+            identity,
+        };
+        self.bound.set(bound).map_err(|_| {
             ApiError::new(ProblemKind::Conflict, "this sandbox is bound already; a second bind is refused")
         })?;
         self.bind_secret.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(deadline) = deadline {
+            let shutdown = self.shutdown.clone();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = tokio::time::sleep(deadline) => {
+                        tracing::info!("the sandbox's deadline has passed");
+                        shutdown.cancel();
+                    }
+                }
+            });
+        }
         Ok(())
     }
 
-    pub fn uptime(&self) -> std::time::Duration {
+    pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
@@ -116,8 +195,8 @@ impl Core {
     }
 
     /// How long nobody has used the sandbox.
-    pub fn idle(&self) -> std::time::Duration {
-        let last = std::time::Duration::from_millis(self.last_activity.load(Ordering::Relaxed));
+    pub fn idle(&self) -> Duration {
+        let last = Duration::from_millis(self.last_activity.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(last)
     }
 }
@@ -168,8 +247,8 @@ mod tests {
             working_dir: "/".into(),
             limits: Limits::default(),
         };
-        core.set_identity(identity.clone()).unwrap();
-        assert_eq!(core.set_identity(identity).unwrap_err().problem().kind, ProblemKind::Conflict);
+        core.bind(identity.clone(), None).unwrap();
+        assert_eq!(core.bind(identity, None).unwrap_err().problem().kind, ProblemKind::Conflict);
         assert!(!core.is_bind_secret("0123456789abcdef"));
         assert!(core.identity().unwrap().is_key("k"));
         assert!(!core.identity().unwrap().is_key("kk"));

@@ -6,10 +6,10 @@
 #![deny(unsafe_code)]
 
 pub mod core;
-pub mod dialect;
-pub mod editor;
+//pub mod dialect;
+//pub mod editor;
 pub mod exec;
-pub mod files;
+//pub mod files;
 pub mod http;
 pub mod options;
 pub mod output_log;

@@ -1,1 +1,157 @@
-//!
+//! The command line: our own `serve`, and the one that OpenHands' clients start.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err("the path of a unix socket must be absolute".to_owned())
+            };
+        }
+        text.strip_prefix("tcp:")
+            .unwrap_or(text)
+            .parse()
+            .map(Self::Tcp)
+            .map_err(|_| "expected unix:/path/to/socket or tcp:ADDRESS:PORT".to_owned())
+    }
+}
+
+/// The action execution server of Wharf: the one process that runs inside every sandbox.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wharf-sandboxd",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    after_help = "Without a subcommand it starts as OpenHands' runtimes start their action execution server, bound from \
+                  the command line and the environment (SESSION_API_KEY, NO_CHANGE_TIMEOUT_SECONDS, SU_TO_USER, \
+                  RUNTIME_USERNAME):\n\n  wharf-sandboxd 8080 --working-dir /workspace --username root\n\nOur own \
+                  runtimes start it blank and bind it over the API:\n\n  wharf-sandboxd serve --listen \
+                  unix:/run/wharf.sock --bind-secret-file /run/secret"
+)]
+pub struct Options {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub openhands: Option<OpenHandsOptions>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start blank and wait for `bind`.
+    Serve(ServeOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct ServeOptions {
+    /// unix:/path/to/socket or tcp:ADDRESS:PORT; may be given several times.
+    #[arg(long, required = true, value_name = "WHERE")]
+    pub listen: Vec<Listen>,
+    /// A file that holds the bind secret; white space around it is ignored.
+    #[arg(long, value_name = "FILE", conflicts_with = "bind_secret_fd", required_unless_present = "bind_secret_fd")]
+    pub bind_secret_file: Option<PathBuf>,
+    /// An inherited file descriptor to read the bind secret from, up to its end.
+    #[arg(long, value_name = "N")]
+    pub bind_secret_fd: Option<i32>,
+    /// An inherited file descriptor that gets one byte and is closed when all listeners are open.
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<i32>,
+    /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub stop_seconds: u64,
+}
+
+/// The original's command line: section 1.1 of its specification.
+#[derive(Debug, Clone, Args)]
+pub struct OpenHandsOptions {
+    /// The TCP port; binds 0.0.0.0.
+    pub port: u16,
+    /// Initial directory of the shell and of relative listings.
+    #[arg(long, value_name = "DIR")]
+    pub working_dir: Option<PathBuf>,
+    /// Plugins: jupyter, agent_skills, vscode.
+    #[arg(long, num_args = 1.., value_name = "PLUGIN")]
+    pub plugins: Vec<String>,
+    /// The user for the shell.
+    #[arg(long, default_value = "openhands", value_name = "NAME")]
+    pub username: String,
+    /// The uid used when the user must be created and for new files of the write action.
+    #[arg(long, default_value_t = 1000, value_name = "UID")]
+    pub user_id: u32,
+    /// Accepted for compatibility: this server has no browser.
+    #[arg(long, overrides_with = "no_enable_browser")]
+    pub enable_browser: bool,
+    #[arg(long)]
+    pub no_enable_browser: bool,
+    /// Accepted for compatibility: this server has no browser.
+    #[arg(long, value_name = "NAME")]
+    pub browsergym_eval_env: Option<String>,
+}
+
+impl OpenHandsOptions {
+    /// Refuses what clap cannot know.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the flag and its value.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(unknown) =
+            self.plugins.iter().find(|plugin| !matches!(plugin.as_str(), "jupyter" | "agent_skills" | "vscode"))
+        {
+            return Err(format!("Plugin {unknown} not found"));
+        }
+        match &self.working_dir {
+            Some(directory) if directory.is_absolute() => Ok(()),
+            Some(directory) => Err(format!("--working-dir must be absolute, not `{}`", directory.display())),
+            None => Err("--working-dir is missing: the file editor needs an absolute directory".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_of_openhands_is_understood() {
+        let options = Options::try_parse_from(
+            "wharf-sandboxd 8080 --working-dir /workspace --plugins agent_skills jupyter vscode --username root \
+             --user-id 1000 --no-enable-browser"
+                .split_whitespace(),
+        )
+        .unwrap();
+        let openhands = options.openhands.unwrap();
+        assert_eq!((openhands.port, openhands.plugins.len(), openhands.user_id), (8080, 3, 1000));
+        assert_eq!(openhands.check(), Ok(()));
+        let unknown = OpenHandsOptions { plugins: vec!["nope".into()], ..openhands.clone() };
+        assert_eq!(unknown.check(), Err("Plugin nope not found".to_owned()));
+        assert!(OpenHandsOptions { working_dir: Some("rel".into()), ..openhands }.check().is_err());
+    }
+
+    #[test]
+    fn our_own_command_line_is_understood() {
+        let parse = |line: &str| Options::try_parse_from(line.split_whitespace());
+        let options = parse("wharf-sandboxd serve --listen unix:/x --listen tcp:127.0.0.1:0 --bind-secret-fd 3").unwrap();
+        let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
+        assert_eq!(serve.listen, [Listen::Unix("/x".into()), Listen::Tcp("127.0.0.1:0".parse().unwrap())]);
+        assert!(parse("wharf-sandboxd serve --listen unix:rel --bind-secret-fd 3").is_err());
+        assert!(parse("wharf-sandboxd serve --listen unix:/x").is_err());
+        assert!(parse("wharf-sandboxd").is_err());
+    }
+}

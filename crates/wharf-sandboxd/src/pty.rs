@@ -1,1 +1,93 @@
-//!
+//! Pseudo-terminals.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    process::Pid,
+    pty::OpenptFlags,
+    termios::{LocalModes, Winsize},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// The side of a pseudo-terminal that we hold.
+#[derive(Debug)]
+pub struct PtyMaster {
+    fd: AsyncFd<OwnedFd>,
+}
+
+/// Opens a pseudo-terminal of the given size: our side, and the side for a child.
+///
+/// # Errors
+///
+/// When the system has no more terminals or `/dev/ptmx` is missing.
+pub fn open(rows: u16, columns: u16) -> io::Result<(PtyMaster, OwnedFd)> {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = match rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
+        Ok(slave) => slave,
+        Err(_) => {
+            let name = rustix::pty::ptsname(&master, Vec::new())?;
+            rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?
+        }
+    };
+    let flags = rustix::fs::fcntl_getfl(&master)?;
+    rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
+    let master = PtyMaster { fd: registered(master)? };
+    master.resize(rows, columns)?;
+    Ok((master, slave))
+}
+
+#[allow(unsafe_code, reason = "the reactor asks for a promise about the descriptor")]
+fn registered(master: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the only owner of its descriptor and never changes or closes it before it is dropped.
+    Ok(unsafe { AsyncFd::register(master) }?)
+}
+
+impl PtyMaster {
+    /// Reads what the terminal's programs wrote; 0 when no program has the terminal open any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a dropped call has read nothing.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await;
+        match read {
+            // Linux says EIO when the other side is closed.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Ok(0),
+            read => read,
+        }
+    }
+
+    /// Types bytes; waits while the terminal's input queue is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not safe: a dropped call may have typed a part.
+    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(rustix::termios::tcsetwinsize(self.fd.get_ref().as_fd(), size)?)
+    }
+
+    /// The process group that reads the terminal and gets its signals.
+    pub fn foreground_process_group(&self) -> io::Result<Pid> {
+        Ok(rustix::termios::tcgetpgrp(self.fd.get_ref().as_fd())?)
+    }
+
+    /// Whether the terminal edits lines itself; a program such as readline that edits them has switched that off.
+    pub fn is_canonical(&self) -> io::Result<bool> {
+        Ok(rustix::termios::tcgetattr(self.fd.get_ref().as_fd())?.local_modes.contains(LocalModes::ICANON))
+    }
+}

@@ -1,6 +1,15 @@
-//! The users of the sandbox's image.
+//! The users of the sandbox's image, read from `/etc/passwd` and `/etc/group` by ourselves: a static glibc binary must
+//! not call `getpwnam`, which loads modules of the host's libc.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,4 +21,177 @@ pub struct User {
     pub groups: Vec<u32>,
     pub home: PathBuf,
     pub shell: PathBuf,
+}
+
+/// Why a user could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    #[error("the user name `{0}` is not valid: it has 1 to 32 characters of a-z, 0-9, `_` and `-`")]
+    Name(String),
+    #[error("user `{0}` does not exist, and only root can make it")]
+    NotRoot(String),
+    #[error("could not make user `{name}`")]
+    Create { name: String, source: io::Error },
+}
+
+/// A user of the image by name or by number. A number without an entry is a user without a name.
+pub fn find_user(name_or_uid: &str) -> Option<User> {
+    let (passwd, group) = (read(PASSWD), read(GROUP));
+    parse_user(&passwd, &group, |name, uid| name == name_or_uid || uid.to_string() == name_or_uid)
+        .or_else(|| name_or_uid.parse().ok().map(nameless))
+}
+
+/// Whom sandboxd itself runs as.
+pub fn current_user() -> User {
+    let uid = rustix::process::geteuid().as_raw();
+    let (passwd, group) = (read(PASSWD), read(GROUP));
+    let mut user = parse_user(&passwd, &group, |_, found| found == uid).unwrap_or_else(|| nameless(uid));
+    user.gid = rustix::process::getegid().as_raw();
+    user
+}
+
+/// The name of a uid, or the number as text.
+pub fn name_of(uid: u32) -> String {
+    parse_user(&read(PASSWD), "", |_, found| found == uid).map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// Finds a user or makes it, as `useradd -rm -d /home/NAME -s /bin/bash -g root -G sudo -u UID NAME` does; an existing
+/// user keeps its own uid.
+///
+/// # Errors
+///
+/// [`UserError`] if the name is not sound or the system's files cannot be written.
+pub fn ensure_user(name: &str, uid: Option<u32>) -> Result<User, UserError> {
+    let sound = (1..=32).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-'))
+        && !name.starts_with('-');
+    if !sound {
+        return Err(UserError::Name(name.chars().take(80).collect()));
+    }
+    let (passwd, group) = (read(PASSWD), read(GROUP));
+    if let Some(user) = parse_user(&passwd, &group, |found, _| found == name) {
+        return Ok(user);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(UserError::NotRoot(name.to_owned()));
+    }
+    create(name, uid.unwrap_or(1000), &passwd, &group)
+        .map_err(|source| UserError::Create { name: name.to_owned(), source })
+}
+
+fn create(name: &str, uid: u32, passwd: &str, group: &str) -> io::Result<User> {
+    if let Some(taken) = parse_user(passwd, "", |_, found| found == uid) {
+        return Err(io::Error::other(format!("uid {uid} belongs to `{}` already", taken.name)));
+    }
+    let home = PathBuf::from("/home").join(name);
+    let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
+    append_line(PASSWD, passwd, &format!("{name}:x:{uid}:0::{}:{shell}", home.display()))?;
+    let shadow = read("/etc/shadow");
+    if !shadow.is_empty() {
+        append_line("/etc/shadow", &shadow, &format!("{name}:!::0:99999:7:::"))?;
+    }
+    let mut groups = vec![0];
+    if let Some(sudo) = group.lines().find(|line| line.starts_with("sudo:")) {
+        let gid: Option<u32> = sudo.split(':').nth(2).and_then(|gid| gid.parse().ok());
+        let separator = if sudo.ends_with(':') { "" } else { "," };
+        replace(GROUP, &group.replacen(sudo, &format!("{sudo}{separator}{name}"), 1))?;
+        groups.extend(gid);
+        let sudoers = Path::new("/etc/sudoers.d");
+        if sudoers.is_dir() {
+            let mut file =
+                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o440).open(sudoers.join("wharf"))?;
+            file.write_all(b"%sudo ALL=(ALL) NOPASSWD:ALL\n")?;
+        }
+    }
+    fs::create_dir_all(&home)?;
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o755))?;
+    copy_skeleton(Path::new("/etc/skel"), &home, uid)?;
+    chown(&home, Some(uid), Some(0))?;
+    Ok(User { name: name.to_owned(), uid, gid: 0, groups, home, shell: shell.into() })
+}
+
+fn copy_skeleton(from: &Path, to: &Path, uid: u32) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_file() && !target.exists() {
+            fs::copy(entry.path(), &target)?;
+            chown(&target, Some(uid), Some(0))?;
+        }
+    }
+    Ok(())
+}
+
+fn append_line(path: &str, old: &str, line: &str) -> io::Result<()> {
+    let separator = if old.is_empty() || old.ends_with('\n') { "" } else { "\n" };
+    replace(path, &format!("{old}{separator}{line}\n"))
+}
+
+/// Replaces a system file in one step, with its old mode.
+fn replace(path: &str, text: &str) -> io::Result<()> {
+    let mode = fs::metadata(path).map_or(0o644, |metadata| metadata.permissions().mode());
+    let temporary = format!("{path}.wharf");
+    fs::write(&temporary, text)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))?;
+    fs::rename(&temporary, path)
+}
+
+/// A file's text; nothing where it is missing, as in an image that holds one program.
+fn read(path: &str) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+fn nameless(uid: u32) -> User {
+    User { name: uid.to_string(), uid, gid: 0, groups: Vec::new(), home: "/".into(), shell: "/bin/sh".into() }
+}
+
+fn parse_user(passwd: &str, group: &str, wanted: impl Fn(&str, u32) -> bool) -> Option<User> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        if !wanted(name, uid) {
+            return None;
+        }
+        let gid = fields.next()?.parse().ok()?;
+        let home = fields.nth(1).filter(|home| !home.is_empty()).unwrap_or("/");
+        let shell = fields.next().filter(|shell| !shell.is_empty()).unwrap_or("/bin/sh");
+        let groups = group.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let gid = fields.nth(2)?.parse().ok()?;
+            fields.next()?.split(',').any(|member| member == name).then_some(gid)
+        });
+        Some(User { name: name.to_owned(), uid, gid, groups: groups.collect(), home: home.into(), shell: shell.into() })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken line\n:x:\nann:x:1000:100:Ann,,:/home/ann:\n";
+    const GROUP: &str = "users:x:100:\nsudo:x:27:bob,ann\nx:y:z:ann\ndocker:x:5:ann\n";
+
+    #[test]
+    fn a_user_is_read_with_all_groups_and_broken_lines_are_passed_over() {
+        let ann = parse_user(PASSWD, GROUP, |name, _| name == "ann").unwrap();
+        let expected = User {
+            name: "ann".into(),
+            uid: 1000,
+            gid: 100,
+            groups: vec![27, 5],
+            home: "/home/ann".into(),
+            shell: "/bin/sh".into(),
+        };
+        assert_eq!(ann, expected);
+        assert_eq!(parse_user(PASSWD, GROUP, |_, uid| uid == 7), None);
+    }
+
+    #[test]
+    fn a_name_that_would_break_the_file_is_refused() {
+        for name in ["", "a:b", "a\nroot::0:0::/:/bin/sh", "-x", "Ann", &"x".repeat(33)] {
+            assert!(matches!(ensure_user(name, None), Err(UserError::Name(_))), "{name}");
+        }
+    }
 }

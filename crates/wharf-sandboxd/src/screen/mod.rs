@@ -1,1 +1,472 @@
+//! A terminal emulator: bytes in, what a person would see out. Pure.
 //!
+//! It renders as tmux 3.5 does, for that is what OpenHands' agents were trained on: 10,000 lines of history of which a
+//! tenth goes at once when it is full, wrapped lines joined again, a cleared screen scrolled into history first.
+//! A row is as long as what is in it, so a screen of 1000 × 1000 with nothing in it costs next to nothing.
+
+mod perform;
+mod row;
+mod style;
+
+use std::{collections::VecDeque, fmt};
+
+use self::{
+    row::{Cell, HistoryLine, Row},
+    style::{Style, Styles},
+};
+
+/// Rows and columns; both at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScreenSize {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// Bytes of answers to queries that wait for whoever writes to the terminal.
+const LONGEST_REPLIES: usize = 4096;
+const LONGEST_TITLE: usize = 1024;
+
+/// A terminal's state.
+pub struct Screen {
+    parser: vte::Parser,
+    state: State,
+}
+
+#[derive(Debug)]
+struct State {
+    size: ScreenSize,
+    main: Grid,
+    alternate: Option<Grid>,
+    history: VecDeque<HistoryLine>,
+    history_limit: usize,
+    dropped: u64,
+    styles: Styles,
+    modes: Modes,
+    title: String,
+    replies: Vec<u8>,
+    last_printed: Option<char>,
+}
+
+/// One page of rows with its own cursor.
+#[derive(Debug)]
+struct Grid {
+    rows: VecDeque<Row>,
+    cursor: Cursor,
+    saved: Option<Cursor>,
+    /// First and last row of the scroll region.
+    region: (u16, u16),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Cursor {
+    row: u16,
+    /// May be one past the last column: the next character wraps.
+    column: u16,
+    style: Style,
+    /// Line drawing for G0 and G1, and which of the two is in use.
+    line_drawing: [bool; 2],
+    shifted: bool,
+    origin: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Modes {
+    wrap: bool,
+    insert: bool,
+    newline: bool,
+    application_cursor: bool,
+    application_keypad: bool,
+    cursor_hidden: bool,
+    bracketed_paste: bool,
+    focus: bool,
+    /// The DEC private numbers of the mouse modes that are on.
+    mouse: Vec<u16>,
+    /// `None`: a stop at every eighth column.
+    tabs: Option<Vec<u16>>,
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self {
+            wrap: true,
+            insert: false,
+            newline: false,
+            application_cursor: false,
+            application_keypad: false,
+            cursor_hidden: false,
+            bracketed_paste: false,
+            focus: false,
+            mouse: Vec::new(),
+            tabs: None,
+        }
+    }
+}
+
+impl Grid {
+    fn new(size: ScreenSize) -> Self {
+        let rows = std::iter::repeat_with(Row::default).take(usize::from(size.rows)).collect();
+        Self { rows, cursor: Cursor::default(), saved: None, region: (0, size.rows - 1) }
+    }
+}
+
+impl Screen {
+    /// An empty screen that keeps at most `history_limit` lines which have scrolled away.
+    pub fn new(size: ScreenSize, history_limit: usize) -> Self {
+        let size = ScreenSize { rows: size.rows.max(1), columns: size.columns.max(1) };
+        Self {
+            parser: vte::Parser::new(),
+            state: State {
+                size,
+                main: Grid::new(size),
+                alternate: None,
+                history: VecDeque::new(),
+                history_limit,
+                dropped: 0,
+                styles: Styles::default(),
+                modes: Modes::default(),
+                title: String::new(),
+                replies: Vec::new(),
+                last_printed: None,
+            },
+        }
+    }
+
+    /// Shows what a program wrote. Any split of the same bytes gives the same screen.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.parser.advance(&mut self.state, bytes);
+    }
+
+    pub fn size(&self) -> ScreenSize {
+        self.state.size
+    }
+
+    /// Gives the screen another size. Lines are not wrapped anew; what no longer fits at the top goes into history.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        self.state.resize(ScreenSize { rows: rows.max(1), columns: columns.max(1) });
+    }
+
+    /// History and screen as text: wrapped lines joined, white space at the ends of lines gone, a line feed between
+    /// lines. While the alternate screen shows, that alone.
+    pub fn text(&self) -> String {
+        let state = &self.state;
+        let mut out = Joiner::default();
+        if state.alternate.is_none() {
+            for line in &state.history {
+                out.push(line.text(), line.wrapped());
+            }
+        }
+        for row in &state.grid().rows {
+            out.push(&row.text(), row.wrapped);
+        }
+        out.finish()
+    }
+
+    /// What is on the screen now, a line a row.
+    pub fn visible_text(&self) -> String {
+        let rows: Vec<String> = self.state.grid().rows.iter().map(|row| row.text().trim_end().to_owned()).collect();
+        rows.join("\n")
+    }
+
+    /// Row and column of the cursor, from 0.
+    pub fn cursor(&self) -> (u16, u16) {
+        let cursor = &self.state.grid().cursor;
+        (cursor.row, cursor.column.min(self.state.size.columns - 1))
+    }
+
+    pub fn is_alternate(&self) -> bool {
+        self.state.alternate.is_some()
+    }
+
+    /// How many lines of history were dropped so far.
+    pub fn lines_dropped(&self) -> u64 {
+        self.state.dropped
+    }
+
+    pub fn title(&self) -> &str {
+        &self.state.title
+    }
+
+    /// Answers to the terminal queries of programs, to be written back to them. At most a few kilobytes are kept.
+    pub fn take_replies(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.state.replies)
+    }
+
+    /// What paints the present screen, its modes and its cursor on a fresh terminal of the same size.
+    pub fn redraw(&self) -> Vec<u8> {
+        self.state.redraw()
+    }
+}
+
+impl fmt::Debug for Screen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Screen").field("size", &self.state.size).field("cursor", &self.cursor()).finish_non_exhaustive()
+    }
+}
+
+/// Puts wrapped rows together again.
+#[derive(Debug, Default)]
+struct Joiner {
+    out: String,
+    line: String,
+}
+
+impl Joiner {
+    fn push(&mut self, text: &str, wrapped: bool) {
+        self.line.push_str(text);
+        if !wrapped {
+            self.out.push_str(self.line.trim_end());
+            self.out.push('\n');
+            self.line.clear();
+        }
+    }
+
+    fn finish(mut self) -> String {
+        if !self.line.is_empty() {
+            self.push("", false);
+        }
+        self.out.pop();
+        self.out
+    }
+}
+
+impl State {
+    fn grid(&self) -> &Grid {
+        self.alternate.as_ref().unwrap_or(&self.main)
+    }
+
+    fn grid_mut(&mut self) -> &mut Grid {
+        self.alternate.as_mut().unwrap_or(&mut self.main)
+    }
+
+    fn row_mut(&mut self) -> &mut Row {
+        let grid = self.grid_mut();
+        let at = usize::from(grid.cursor.row);
+        &mut grid.rows[at]
+    }
+
+    fn style(&mut self) -> u16 {
+        let style = self.grid().cursor.style;
+        self.styles.intern(style)
+    }
+
+    fn resize(&mut self, size: ScreenSize) {
+        let old = std::mem::replace(&mut self.size, size);
+        if size.rows < old.rows {
+            // The cursor's row stays on the screen; what is above it goes first.
+            let keep = usize::from(size.rows);
+            let above = (usize::from(self.main.cursor.row) + 1).saturating_sub(keep);
+            for _ in 0..above {
+                if let Some(row) = self.main.rows.pop_front() {
+                    self.remember(row);
+                }
+            }
+            self.main.cursor.row -= above as u16;
+            self.main.rows.truncate(keep);
+        }
+        for grid in std::iter::once(&mut self.main).chain(self.alternate.as_mut()) {
+            grid.rows.resize_with(usize::from(size.rows), Row::default);
+            grid.region = (0, size.rows - 1);
+            for cursor in std::iter::once(&mut grid.cursor).chain(grid.saved.as_mut()) {
+                cursor.row = cursor.row.min(size.rows - 1);
+                cursor.column = cursor.column.min(size.columns);
+            }
+        }
+        self.modes.tabs = None;
+    }
+
+    /// Adds a row to history; when that is full, its oldest tenth goes first.
+    fn remember(&mut self, row: Row) {
+        if self.history_limit == 0 {
+            self.dropped += 1;
+            return;
+        }
+        if self.history.len() >= self.history_limit {
+            let oldest = (self.history_limit / 10).max(1);
+            self.history.drain(..oldest);
+            self.dropped += oldest as u64;
+        }
+        self.history.push_back(HistoryLine::from(row));
+    }
+
+    /// Moves the rows of the scroll region up; what leaves the top of the main screen goes into history.
+    fn scroll_up(&mut self, count: u16) {
+        let (top, bottom) = self.grid().region;
+        for _ in 0..count.min(bottom - top + 1) {
+            let remembered = self.alternate.is_none() && top == 0;
+            let grid = self.grid_mut();
+            let row = grid.rows.remove(usize::from(top)).unwrap_or_default();
+            grid.rows.insert(usize::from(bottom), Row::default());
+            if remembered {
+                self.remember(row);
+            }
+        }
+    }
+
+    fn scroll_down(&mut self, count: u16) {
+        let grid = self.grid_mut();
+        let (top, bottom) = grid.region;
+        for _ in 0..count.min(bottom - top + 1) {
+            grid.rows.remove(usize::from(bottom));
+            grid.rows.insert(usize::from(top), Row::default());
+        }
+    }
+
+    fn line_feed(&mut self) {
+        let last = self.size.rows - 1;
+        let grid = self.grid_mut();
+        if grid.cursor.row == grid.region.1 {
+            self.scroll_up(1);
+        } else if grid.cursor.row < last {
+            grid.cursor.row += 1;
+        }
+    }
+
+    fn put(&mut self, character: char, width: u16) {
+        let columns = self.size.columns;
+        let style = self.style();
+        let (wrap, insert) = (self.modes.wrap, self.modes.insert);
+        if self.grid().cursor.column + width > columns {
+            if wrap && columns >= width {
+                self.row_mut().wrapped = true;
+                self.grid_mut().cursor.column = 0;
+                self.line_feed();
+            } else {
+                self.grid_mut().cursor.column = columns.saturating_sub(width);
+            }
+        }
+        let column = usize::from(self.grid().cursor.column);
+        let row = self.row_mut();
+        if insert {
+            row.insert_blank(column, usize::from(width), usize::from(columns));
+        }
+        row.put(column, Cell::new(character, style, width));
+        self.grid_mut().cursor.column += width;
+        self.last_printed = Some(character);
+    }
+
+    /// A combining character joins the cell before the cursor.
+    fn combine(&mut self, character: char) {
+        let column = self.grid().cursor.column;
+        if let Some(before) = column.checked_sub(1) {
+            self.row_mut().combine(usize::from(before), character);
+        }
+    }
+
+    fn move_to(&mut self, row: u16, column: u16) {
+        let size = self.size;
+        let grid = self.grid_mut();
+        let (top, bottom) = if grid.cursor.origin { grid.region } else { (0, size.rows - 1) };
+        grid.cursor.row = row.saturating_add(top).min(bottom);
+        grid.cursor.column = column.min(size.columns - 1);
+    }
+
+    fn clear_rows(&mut self, from: u16, to: u16) {
+        for row in self.grid_mut().rows.range_mut(usize::from(from)..usize::from(to)) {
+            *row = Row::default();
+        }
+    }
+
+    /// Erases the whole screen; what stood on the main screen is scrolled into history, as tmux does.
+    fn clear_all(&mut self) {
+        if self.alternate.is_none() {
+            let used = self.main.rows.iter().rposition(|row| !row.is_empty()).map_or(0, |last| last + 1);
+            for _ in 0..used {
+                if let Some(row) = self.main.rows.pop_front() {
+                    self.remember(row);
+                    self.main.rows.push_back(Row::default());
+                }
+            }
+        }
+        self.clear_rows(0, self.size.rows);
+    }
+
+    fn enter_alternate(&mut self, save_cursor: bool) {
+        if self.alternate.is_some() {
+            return;
+        }
+        if save_cursor {
+            self.main.saved = Some(self.main.cursor.clone());
+        }
+        let mut grid = Grid::new(self.size);
+        grid.cursor = self.main.cursor.clone();
+        self.alternate = Some(grid);
+    }
+
+    fn leave_alternate(&mut self, restore_cursor: bool) {
+        if let Some(grid) = self.alternate.take()
+            && !restore_cursor
+        {
+            self.main.cursor = grid.cursor;
+        } else if restore_cursor && let Some(saved) = self.main.saved.clone() {
+            self.main.cursor = saved;
+        }
+    }
+
+    fn reply(&mut self, answer: &str) {
+        if self.replies.len() + answer.len() <= LONGEST_REPLIES {
+            self.replies.extend_from_slice(answer.as_bytes());
+        }
+    }
+
+    fn redraw(&self) -> Vec<u8> {
+        let mut out = String::from("\x1b[!p\x1b[?7h\x1b[H\x1b[2J");
+        let paint = |grid: &Grid, out: &mut String| {
+            let mut style = Style::default();
+            for (at, row) in grid.rows.iter().enumerate() {
+                if row.is_empty() {
+                    continue;
+                }
+                out.push_str(&format!("\x1b[{};1H", at + 1));
+                row.paint(&self.styles, &mut style, out);
+            }
+            out.push_str("\x1b[0m");
+        };
+        paint(&self.main, &mut out);
+        if let Some(alternate) = &self.alternate {
+            out.push_str(&format!("\x1b[{};{}H\x1b[?1049h", self.main.cursor.row + 1, self.main.cursor.column.min(self.size.columns - 1) + 1));
+            paint(alternate, &mut out);
+        }
+        let grid = self.grid();
+        if grid.region != (0, self.size.rows - 1) {
+            out.push_str(&format!("\x1b[{};{}r", grid.region.0 + 1, grid.region.1 + 1));
+        }
+        let modes = &self.modes;
+        let private = [
+            (7, !modes.wrap, 'l'),
+            (1, modes.application_cursor, 'h'),
+            (25, modes.cursor_hidden, 'l'),
+            (2004, modes.bracketed_paste, 'h'),
+            (1004, modes.focus, 'h'),
+        ];
+        for (number, on, letter) in private {
+            if on {
+                out.push_str(&format!("\x1b[?{number}{letter}"));
+            }
+        }
+        for number in &modes.mouse {
+            out.push_str(&format!("\x1b[?{number}h"));
+        }
+        if modes.application_keypad {
+            out.push_str("\x1b=");
+        }
+        if modes.insert {
+            out.push_str("\x1b[4h");
+        }
+        if !self.title.is_empty() {
+            out.push_str(&format!("\x1b]2;{}\x07", self.title));
+        }
+        let column = grid.cursor.column.min(self.size.columns - 1);
+        out.push_str(&format!("\x1b[{};{}H", grid.cursor.row + 1, column + 1));
+        if grid.cursor.style != Style::default() {
+            out.push_str(&grid.cursor.style.sequence());
+        }
+        if grid.cursor.origin {
+            let row = grid.cursor.row.saturating_sub(grid.region.0);
+            out.push_str(&format!("\x1b[?6h\x1b[{};{}H", row + 1, column + 1));
+        }
+        out.into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests;

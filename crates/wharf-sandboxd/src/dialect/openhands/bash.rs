@@ -1,0 +1,359 @@
+//! The `run` action: sections 6.3 to 6.9 of the specification, on a session of the core.
+//!
+//! What differs from the original on purpose: a command's end is known from the shell's own mark, the exit code is
+//! always that of the command, and a shell that has ended is reported with its own status and replaced.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    console::{Capture, Console},
+    multi_command,
+};
+use crate::session::{Progress, Session, SessionError, Waited, wait_for_end};
+
+const MORE: &str = "You may wait longer to see additional output by sending empty command '', send other commands to \
+                    interact with the current process, send keys (\"C-c\", \"C-z\", \"C-d\") to interrupt/kill the \
+                    previous command before sending your new command, or use the timeout parameter in execute_bash \
+                    for future commands.";
+const CONTINUED: &str = "[Below is the output of the previous command.]\n";
+const LONGEST_CONTENT: usize = 30_000;
+
+/// The arguments of a `run` action that matter here.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub command: String,
+    pub is_input: bool,
+    pub blocking: bool,
+    pub hidden: bool,
+    pub timeout: Option<Duration>,
+}
+
+/// The metadata of a `run` observation; a field of `None` is `null` on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    pub exit_code: i32,
+    pub pid: i64,
+    pub username: Option<String>,
+    pub hostname: Option<String>,
+    pub working_dir: Option<String>,
+    pub python: Option<String>,
+    pub prefix: String,
+    pub suffix: String,
+}
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Self {
+            exit_code: -1,
+            pid: -1,
+            username: None,
+            hostname: None,
+            working_dir: None,
+            python: None,
+            prefix: String::new(),
+            suffix: String::new(),
+        }
+    }
+}
+
+/// What a `run` action came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunReply {
+    Ran { content: String, command: String, metadata: Metadata, hidden: bool },
+    /// An `error` observation.
+    Refused(String),
+}
+
+/// How the latest command was last reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    Nothing,
+    Completed,
+    Pending,
+}
+
+/// One OpenHands shell: a session of the core and what the agent has been told about it.
+#[derive(Debug)]
+pub struct BashShell {
+    session: Arc<Session>,
+    console: Arc<Mutex<Console>>,
+    no_change_timeout: Duration,
+    reported: Reported,
+    /// The whole text behind the latest report of a pending command.
+    told: String,
+    working_dir: String,
+}
+
+impl BashShell {
+    /// `console` must be the view of `session`.
+    pub fn new(
+        session: Arc<Session>,
+        console: Arc<Mutex<Console>>,
+        working_dir: String,
+        no_change_timeout: Duration,
+    ) -> Self {
+        Self { session, console, no_change_timeout, reported: Reported::Nothing, told: String::new(), working_dir }
+    }
+
+    /// Where the shell was when its latest command ended.
+    pub fn working_dir(&self) -> &str {
+        &self.working_dir
+    }
+
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Runs a command, sends input, or waits for more output.
+    ///
+    /// # Errors
+    ///
+    /// When the session is closed or no shell can be started.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call leaves the command running; the next call reports it as pending if it told about it already,
+    /// else its output precedes that of the next command.
+    pub async fn execute(&mut self, run: &Run) -> Result<RunReply, SessionError> {
+        let command = run.command.trim();
+        if self.reported != Reported::Pending {
+            if command.is_empty() {
+                return Ok(nothing_to("retrieve logs from"));
+            }
+            if run.is_input {
+                return Ok(nothing_to("interact with"));
+            }
+        }
+        let commands = multi_command::split(command);
+        if commands.len() > 1 {
+            return Ok(multiple(&commands, command, run.hidden));
+        }
+        self.session.ready().await?;
+        let mut progress = self.session.progress();
+        let before = progress.borrow_and_update().clone();
+        let started = Instant::now();
+        let idle = before.idle;
+        if self.reported == Reported::Pending && !idle && !run.is_input && !command.is_empty() {
+            let mut metadata = Metadata {
+                suffix: format!(
+                    "\n[Your command \"{command}\" is NOT executed. The previous command is still running - You CANNOT \
+                     send new commands until the previous command is completed. By setting `is_input` to `true`, you \
+                     can interact with the current process: {MORE}]"
+                ),
+                ..Metadata::default()
+            };
+            let raw = self.console().capture().between_prompts();
+            let content = self.news(command, raw, &mut metadata, CONTINUED);
+            return Ok(reply(content, command, metadata, run.hidden));
+        }
+        let key = special_key(command);
+        match (command, key) {
+            ("", _) => {}
+            (_, Some(key)) => self.session.type_bytes(&[key]).await?,
+            (_, None) if run.is_input => {
+                self.session.type_bytes(command.replace('\n', "\r").as_bytes()).await?;
+                self.session.type_bytes(b"\r").await?;
+            }
+            (_, None) => {
+                if self.reported != Reported::Pending {
+                    self.console().expect_echo(command);
+                }
+                self.session.submit(command).await?;
+            }
+        }
+        // The empty command reports a pending command that has ended meanwhile at once.
+        let prompts_before = if command.is_empty() && idle { None } else { Some(before.prompts) };
+        let no_change = (!run.blocking).then_some(self.no_change_timeout);
+        let outcome =
+            wait_for_end(&mut progress, &before, prompts_before, started, no_change, run.timeout).await;
+        self.report(outcome, command, key.is_some(), run, &progress.borrow().clone())
+    }
+
+    fn report(
+        &mut self,
+        outcome: Waited,
+        command: &str,
+        is_key: bool,
+        run: &Run,
+        progress: &Progress,
+    ) -> Result<RunReply, SessionError> {
+        let mut metadata = Metadata::default();
+        match outcome {
+            Waited::Prompt | Waited::ShellEnded(_) => {
+                let facts = &progress.facts;
+                metadata = Metadata {
+                    exit_code: facts.exit_code.unwrap_or(-1),
+                    pid: facts.background_pid.unwrap_or(-1),
+                    username: self.session.username(facts.uid),
+                    hostname: facts.hostname.clone(),
+                    working_dir: facts.working_dir.clone(),
+                    python: Some(facts.python.clone().unwrap_or_default()),
+                    ..Metadata::default()
+                };
+                if let Waited::ShellEnded(end) = &outcome {
+                    metadata.exit_code = end.shell_code();
+                    metadata.working_dir = Some(self.working_dir.clone());
+                }
+                if let Some(directory) = &metadata.working_dir {
+                    self.working_dir.clone_from(directory);
+                }
+                let capture = self.console().capture();
+                let raw = match outcome {
+                    Waited::Prompt if capture.lost_its_start() => {
+                        let raw = capture.before_last_prompt().to_owned();
+                        metadata.prefix = format!(
+                            "[Previous command outputs are truncated. Showing the last {} lines of the output \
+                             below.]\n",
+                            raw.lines().count()
+                        );
+                        raw
+                    }
+                    _ => Capture::between_prompts(&capture),
+                };
+                let key = if is_key {
+                    format!(" CTRL+{} was sent.", command.chars().last().unwrap_or_default().to_uppercase())
+                } else {
+                    String::new()
+                };
+                metadata.suffix = format!("\n[The command completed with exit code {}.{key}]", metadata.exit_code);
+                let content = self.news(command, raw, &mut metadata, "");
+                self.reported = Reported::Completed;
+                self.told.clear();
+                self.console().clear();
+                Ok(reply(content, command, metadata, run.hidden))
+            }
+            Waited::NoChange(after) => {
+                metadata.suffix = format!("\n[The command has no new output after {} seconds. {MORE}]", after.as_secs());
+                Ok(self.still_running(command, metadata))
+            }
+            Waited::TimedOut(after) => {
+                metadata.suffix =
+                    format!("\n[The command timed out after {} seconds. {MORE}]", python_float(after.as_secs_f64()));
+                Ok(self.still_running(command, metadata))
+            }
+            Waited::Closed => Err(SessionError::Closed),
+        }
+    }
+
+    fn still_running(&mut self, command: &str, mut metadata: Metadata) -> RunReply {
+        self.reported = Reported::Pending;
+        let raw = self.console().capture().between_prompts();
+        let content = self.news(command, raw, &mut metadata, CONTINUED);
+        reply(content, command, metadata, false)
+    }
+
+    /// What is new in `raw` since the last report, without the echo of `command` and white space around it.
+    fn news(&mut self, command: &str, raw: String, metadata: &mut Metadata, continued: &str) -> String {
+        let new = if self.told.is_empty() {
+            raw.as_str()
+        } else {
+            continued.clone_into(&mut metadata.prefix);
+            raw.strip_prefix(self.told.as_str()).unwrap_or(&raw)
+        };
+        let new = new.trim_start();
+        let content = new.strip_prefix(command.trim_start()).unwrap_or(new).trim().to_owned();
+        self.told = raw;
+        content
+    }
+
+    fn console(&self) -> MutexGuard<'_, Console> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn reply(content: String, command: &str, metadata: Metadata, hidden: bool) -> RunReply {
+    let content = if hidden { content } else { truncated(content) };
+    RunReply::Ran { content, command: command.to_owned(), metadata, hidden }
+}
+
+fn nothing_to(what: &str) -> RunReply {
+    RunReply::Ran {
+        content: format!("ERROR: No previous running command to {what}."),
+        command: String::new(),
+        metadata: Metadata::default(),
+        hidden: false,
+    }
+}
+
+/// Several commands at once are refused. The client cannot parse an `error` observation for a hidden
+/// command (section 4.3), so that gets the same text as a `run` observation.
+fn multiple(commands: &[String], command: &str, hidden: bool) -> RunReply {
+    let mut content = "ERROR: Cannot execute multiple commands at once.\nPlease run each command separately OR chain them \
+                       into a single command via && or ;\nProvided commands:"
+        .to_owned();
+    for (at, command) in commands.iter().enumerate() {
+        content.push_str(&format!("\n({}) {command}", at + 1));
+    }
+    if hidden {
+        RunReply::Ran { content, command: command.to_owned(), metadata: Metadata::default(), hidden }
+    } else {
+        RunReply::Refused(content)
+    }
+}
+
+/// The first and the last half of a text that is longer than the limit, counted in characters.
+fn truncated(content: String) -> String {
+    let length = content.chars().count();
+    if length <= LONGEST_CONTENT {
+        return content;
+    }
+    let half = LONGEST_CONTENT / 2;
+    let at = |characters: usize| content.char_indices().nth(characters).map_or(content.len(), |(at, _)| at);
+    format!(
+        "{}\n[... Observation truncated due to length ...]\n{}",
+        &content[..at(half)],
+        &content[at(length - half)..]
+    )
+}
+
+/// `C-` and one character: that key with Ctrl.
+fn special_key(command: &str) -> Option<u8> {
+    let mut characters = command.strip_prefix("C-")?.chars();
+    match (characters.next(), characters.next()) {
+        (Some('?'), None) => Some(0x7f),
+        (Some(key @ ('@'..='_' | 'a'..='z')), None) => Some(key as u8 & 0x1f),
+        // Other characters have no control key; a terminal sends them as they are.
+        (Some(key), None) if key.is_ascii() => Some(key as u8),
+        _ => None,
+    }
+}
+
+/// A float as Python prints it.
+pub(super) fn python_float(value: f64) -> String {
+    format!("{value:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_special_key_is_ctrl_and_one_character() {
+        for (text, key) in
+            [("C-c", Some(3)), ("C-D", Some(4)), ("C-[", Some(0x1b)), ("C-?", Some(0x7f)), ("C-cc", None), ("c-c", None)]
+        {
+            assert_eq!(special_key(text), key, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_first_and_last_fifteen_thousand_characters() {
+        let text: String = std::iter::repeat_n('é', 15_000).chain(std::iter::repeat_n('b', 15_001)).collect();
+        let cut = truncated(text);
+        assert_eq!(cut.chars().count(), 30_000 + "\n[... Observation truncated due to length ...]\n".chars().count());
+        assert!(cut.starts_with("éé") && cut.ends_with("bb"));
+        assert_eq!(truncated("x".repeat(30_000)).len(), 30_000);
+    }
+
+    #[test]
+    fn a_time_out_is_printed_as_python_prints_a_float() {
+        for (value, text) in [(3.0, "3.0"), (1.5, "1.5"), (120.0, "120.0"), (0.1, "0.1")] {
+            assert_eq!(python_float(value), text);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+use super::*;
+use crate::process::users::current_user;
+
+fn place() -> Place {
+    let environment = Environment::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]);
+    Place { user: current_user(), environment, working_dir: "/".into() }
+}
+
+struct Harness {
+    execs: Execs,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Harness {
+    fn new() -> Self {
+        Self { execs: Execs::new(4, 1 << 20), tasks: TaskTracker::new(), shutdown: CancellationToken::new() }
+    }
+
+    fn start(&self, request: ExecRequest) -> Result<(Arc<Exec>, bool), Problem> {
+        self.execs.start(request, place(), &self.tasks, &self.shutdown)
+    }
+}
+
+fn sh(script: &str) -> ExecRequest {
+    ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..ExecRequest::default() }
+}
+
+fn printed(exec: &Exec, wanted: Stream) -> String {
+    let read = exec.log().read(wharf_protocol::ByteOffset(0), usize::MAX);
+    let bytes: Vec<u8> = read
+        .frames
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Output { stream, data, .. } if *stream == wanted => Some(data.to_vec()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn output_and_error_are_apart_and_the_exit_code_is_kept() {
+    let harness = Harness::new();
+    let (exec, _) = harness.start(sh("echo out; echo err >&2; exit 7")).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 7 });
+    assert_eq!((printed(&exec, Stream::Stdout), printed(&exec, Stream::Stderr)), ("out\n".into(), "err\n".into()));
+    assert!(harness.execs.remove(exec.id()).await);
+    assert!(!harness.execs.remove(exec.id()).await);
+}
+
+#[tokio::test]
+async fn input_reaches_the_process_up_to_its_end() {
+    let harness = Harness::new();
+    let (exec, _) = harness.start(ExecRequest { stdin: true, ..sh("cat; echo done") }).unwrap();
+    exec.write(b"hello ").await.unwrap();
+    exec.write(b"you\n").await.unwrap();
+    exec.end_input().await;
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    assert_eq!(printed(&exec, Stream::Stdout), "hello you\ndone\n");
+    assert_eq!(exec.write(b"late").await.unwrap_err().kind, ProblemKind::Conflict);
+}
+
+#[tokio::test]
+async fn a_terminal_is_one_and_takes_its_size() {
+    let harness = Harness::new();
+    let terminal = Some(TerminalSize { rows: 7, columns: 33 });
+    let (exec, _) = harness.start(ExecRequest { terminal, ..sh("stty size; tty; read x; stty size") }).unwrap();
+    exec.resize(8, 44).unwrap();
+    exec.write(b"\n").await.unwrap();
+    exec.wait().await;
+    let text = printed(&exec, Stream::Terminal);
+    assert!(text.contains("/dev/pts/") && text.contains("8 44"), "{text}");
+}
+
+#[tokio::test]
+async fn a_time_limit_kills_the_whole_tree() {
+    let harness = Harness::new();
+    let script = "setsid sh -c 'trap \"\" HUP TERM; exec sleep 1000' & echo $!; sleep 1000";
+    let (exec, _) = harness.start(ExecRequest { timeout_ms: Some(300), ..sh(script) }).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::TimedOut);
+    let pid = printed(&exec, Stream::Stdout);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_background_ends_with_the_exec() {
+    let harness = Harness::new();
+    let (exec, _) = harness.start(sh("sleep 1000 & echo $!")).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    let pid = printed(&exec, Stream::Stdout);
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(stat().contains("sleep"), "it runs on as long as the exec is kept");
+    harness.execs.remove(exec.id()).await;
+    assert!(stat().is_empty() || stat().contains(") Z "), "{}", stat());
+}
+
+#[tokio::test]
+async fn the_same_request_finds_the_same_exec_and_another_conflicts() {
+    let harness = Harness::new();
+    let id = Some("same".parse().unwrap());
+    let (first, started) = harness.start(ExecRequest { id: id.clone(), ..sh("true") }).unwrap();
+    let (second, again) = harness.start(ExecRequest { id: id.clone(), ..sh("true") }).unwrap();
+    assert!(started && !again && Arc::ptr_eq(&first, &second));
+    assert_eq!(harness.start(ExecRequest { id, ..sh("false") }).unwrap_err().kind, ProblemKind::Conflict);
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_refused_before_anything_starts() {
+    let harness = Harness::new();
+    for (argv, field) in [(vec![], "argv"), (vec!["a\0b".to_owned()], "argv"), (vec!["/nonexistent".to_owned()], "argv")] {
+        let problem = harness.start(ExecRequest { argv, ..ExecRequest::default() }).unwrap_err();
+        assert_eq!((problem.kind, problem.field.as_deref()), (ProblemKind::InvalidRequest, Some(field)));
+    }
+    let running: Vec<_> = (0..4).map(|_| harness.start(sh("sleep 1000")).unwrap()).collect();
+    assert_eq!(harness.start(sh("true")).unwrap_err().kind, ProblemKind::LimitReached);
+    for (exec, _) in running {
+        harness.execs.remove(exec.id()).await;
+    }
+    assert!(harness.start(sh("true")).is_ok());
+}
+
+#[tokio::test]
+async fn endless_output_stays_within_the_log() {
+    let harness = Harness::new();
+    let (exec, _) = harness.start(sh("yes | head -c 30000000")).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    assert_eq!(exec.info().output_end.0, 30_000_000);
+    assert!(printed(&exec, Stream::Stdout).len() < 2 << 20);
+}

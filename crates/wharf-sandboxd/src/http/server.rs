@@ -1,0 +1,155 @@
+//! Listening, and the walls around connections: how many, how large their headers, how long they may idle.
+
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+use axum::{Router, extract::ConnectInfo};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::options::Listen;
+
+/// Bytes of a request line and all headers together.
+const HEADER_BYTES: usize = 64 << 10;
+const HEADERS: usize = 128;
+/// How long a client may take to send its headers, which also bounds an idle kept-alive connection's next request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long requests may go on after the server was told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// An open listener.
+#[derive(Debug)]
+pub enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Unix,
+    Tcp(std::net::SocketAddr),
+}
+
+impl Listener {
+    /// Opens a listener. A unix socket file that nobody listens on any more is replaced; only its owner may connect.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken or cannot be bound.
+    pub async fn open(listen: &Listen) -> io::Result<Self> {
+        match listen {
+            Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
+            Listen::Unix(path) => {
+                remove_dead_socket(path).await?;
+                let listener = UnixListener::bind(path)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+                Ok(Self::Unix(listener))
+            }
+        }
+    }
+
+    /// The TCP address that was bound.
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+async fn remove_dead_socket(path: &Path) -> io::Result<()> {
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there already")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(_) => std::fs::remove_file(path),
+    }
+}
+
+/// Serves `router` until `shutdown`; then lets running requests end, at most [`GRACE`] long.
+///
+/// At most `connections` are open at once; a further one is closed at once, unanswered.
+pub async fn serve(listener: Listener, router: Router, connections: Arc<Semaphore>, shutdown: CancellationToken) {
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener) => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors or memory: those who are connected go first.
+                warn!(%error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = connections.clone().try_acquire_owned() else {
+            debug!("refused a connection: too many are open");
+            continue;
+        };
+        let router = router.clone();
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            serve_connection(stream, peer, router, shutdown).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+        debug!("closed connections that were still busy");
+    }
+}
+
+/// A byte stream of either family.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+async fn accept(listener: &Listener) -> io::Result<(Box<dyn Stream>, Peer)> {
+    match listener {
+        Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| (Box::new(stream) as _, Peer::Unix)),
+        Listener::Tcp(listener) => {
+            let (stream, address) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok((Box::new(stream), Peer::Tcp(address)))
+        }
+    }
+}
+
+async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, shutdown: CancellationToken) {
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        tower::ServiceExt::oneshot(router.clone(), request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(HEADERS)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        ended = connection.as_mut() => ended,
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,354 @@
+//! What each control function does.
+
+use unicode_width::UnicodeWidthChar;
+use vte::{Params, Perform};
+
+use super::{LONGEST_TITLE, Modes, State, row::Row};
+
+/// DEC's line drawing characters, for `` ` `` to `~`.
+const LINE_DRAWING: &[char] = &[
+    '◆', '▒', '␉', '␌', '␍', '␊', '°', '±', '␤', '␋', '┘', '┐', '┌', '└', '┼', '⎺', '⎻', '─', '⎼', '⎽', '├', '┤', '┴',
+    '┬', '│', '≤', '≥', 'π', '≠', '£', '·',
+];
+
+impl Perform for State {
+    fn print(&mut self, character: char) {
+        if (' '..='~').contains(&character) {
+            let cursor = &self.grid().cursor;
+            let drawing = cursor.line_drawing[usize::from(cursor.shifted)];
+            let shown = match character {
+                '`'..='~' if drawing => LINE_DRAWING[character as usize - '`' as usize],
+                other => other,
+            };
+            self.put(shown, 1);
+            return;
+        }
+        match character.width() {
+            Some(0) => self.combine(character),
+            Some(width) => self.put(character, width as u16),
+            None => {}
+        }
+    }
+
+    fn execute(&mut self, byte: u8) {
+        match byte {
+            0x08 => {
+                let columns = self.size.columns;
+                let cursor = &mut self.grid_mut().cursor;
+                cursor.column = cursor.column.min(columns - 1).saturating_sub(1);
+            }
+            b'\t' => self.tab(1),
+            b'\n' | 0x0b | 0x0c => {
+                self.line_feed();
+                if self.modes.newline {
+                    self.grid_mut().cursor.column = 0;
+                }
+            }
+            b'\r' => self.grid_mut().cursor.column = 0,
+            0x0e => self.grid_mut().cursor.shifted = true,
+            0x0f => self.grid_mut().cursor.shifted = false,
+            _ => {}
+        }
+    }
+
+    fn osc_dispatch(&mut self, parameters: &[&[u8]], _bell: bool) {
+        if let [b"0" | b"2", title, ..] = parameters {
+            let title = String::from_utf8_lossy(title);
+            self.title = title.chars().filter(|character| !character.is_control()).take(LONGEST_TITLE).collect();
+        }
+    }
+
+    fn esc_dispatch(&mut self, intermediates: &[u8], _ignore: bool, byte: u8) {
+        match (intermediates, byte) {
+            ([], b'7') => self.save_cursor(),
+            ([], b'8') => self.restore_cursor(),
+            ([], b'D') => self.line_feed(),
+            ([], b'E') => {
+                self.grid_mut().cursor.column = 0;
+                self.line_feed();
+            }
+            ([], b'H') => {
+                let column = self.grid().cursor.column;
+                let tabs = self.tabs();
+                if let Err(place) = tabs.binary_search(&column) {
+                    tabs.insert(place, column);
+                }
+            }
+            ([], b'M') => {
+                let grid = self.grid_mut();
+                if grid.cursor.row == grid.region.0 {
+                    self.scroll_down(1);
+                } else {
+                    grid.cursor.row = grid.cursor.row.saturating_sub(1);
+                }
+            }
+            ([], b'c') => {
+                self.leave_alternate(false);
+                self.clear_all();
+                self.main = super::Grid::new(self.size);
+                self.modes = Modes::default();
+            }
+            ([], b'=') => self.modes.application_keypad = true,
+            ([], b'>') => self.modes.application_keypad = false,
+            ([b'('], set) => self.grid_mut().cursor.line_drawing[0] = set == b'0',
+            ([b')'], set) => self.grid_mut().cursor.line_drawing[1] = set == b'0',
+            ([b'#'], b'8') => {
+                let (rows, columns) = (self.size.rows, self.size.columns);
+                let mut full = Row::default();
+                for column in 0..columns {
+                    full.put(usize::from(column), super::Cell::new('E', 0, 1));
+                }
+                let grid = self.grid_mut();
+                grid.rows = std::iter::repeat_n(full, usize::from(rows)).collect();
+            }
+            _ => {}
+        }
+    }
+
+    fn csi_dispatch(&mut self, parameters: &Params, intermediates: &[u8], _ignore: bool, action: char) {
+        let given = |at: usize| parameters.iter().nth(at).and_then(|values| values.first().copied()).unwrap_or(0);
+        let count = given(0).max(1);
+        let size = self.size;
+        match (intermediates, action) {
+            ([], '@') => self.edit_row(|row, column, columns| row.insert_blank(column, usize::from(count), columns)),
+            ([], 'A') => self.up(count),
+            ([], 'B' | 'e') => self.down(count),
+            ([], 'C' | 'a') => {
+                let cursor = &mut self.grid_mut().cursor;
+                cursor.column = cursor.column.saturating_add(count).min(size.columns - 1);
+            }
+            ([], 'D') => {
+                let cursor = &mut self.grid_mut().cursor;
+                cursor.column = cursor.column.min(size.columns - 1).saturating_sub(count);
+            }
+            ([], 'E') => {
+                self.down(count);
+                self.grid_mut().cursor.column = 0;
+            }
+            ([], 'F') => {
+                self.up(count);
+                self.grid_mut().cursor.column = 0;
+            }
+            ([], 'G' | '`') => self.grid_mut().cursor.column = (count - 1).min(size.columns - 1),
+            ([], 'H' | 'f') => self.move_to(count - 1, given(1).max(1) - 1),
+            ([], 'I') => self.tab(count),
+            ([], 'Z') => self.back_tab(count),
+            ([], 'd') => {
+                let column = self.grid().cursor.column;
+                self.move_to(count - 1, column);
+            }
+            ([] | [b'?'], 'J') => self.erase_display(given(0)),
+            ([] | [b'?'], 'K') => {
+                let mode = given(0);
+                self.edit_row(|row, column, _| match mode {
+                    0 => {
+                        row.erase(column, usize::MAX);
+                        row.wrapped = false;
+                    }
+                    1 => row.erase(0, column + 1),
+                    2 => *row = Row::default(),
+                    _ => {}
+                });
+            }
+            ([], 'L' | 'M') => {
+                let grid = self.grid_mut();
+                let (top, bottom) = grid.region;
+                let row = grid.cursor.row;
+                if (top..=bottom).contains(&row) {
+                    for _ in 0..count.min(bottom - row + 1) {
+                        let (gone, new) = if action == 'L' { (bottom, row) } else { (row, bottom) };
+                        grid.rows.remove(usize::from(gone));
+                        grid.rows.insert(usize::from(new), Row::default());
+                    }
+                    grid.cursor.column = 0;
+                }
+            }
+            ([], 'P') => self.edit_row(|row, column, _| row.delete(column, usize::from(count))),
+            ([], 'X') => self.edit_row(|row, column, columns| {
+                row.erase(column, (column + usize::from(count)).min(columns));
+            }),
+            ([], 'S') => self.scroll_up(count),
+            ([], 'T') => self.scroll_down(count),
+            ([], 'b') => {
+                if let Some(character) = self.last_printed {
+                    let most = u32::from(size.rows) * u32::from(size.columns);
+                    for _ in 0..u32::from(count).min(most) {
+                        self.put(character, character.width().unwrap_or(1).max(1) as u16);
+                    }
+                }
+            }
+            ([], 'c') => self.reply("\x1b[?62;22c"),
+            ([b'>'], 'c') => self.reply("\x1b[>1;10;0c"),
+            ([b'>'], 'q') => self.reply("\x1bP>|wharf\x1b\\"),
+            ([], 'n') => match given(0) {
+                5 => self.reply("\x1b[0n"),
+                6 => {
+                    let cursor = &self.grid().cursor;
+                    let answer = format!("\x1b[{};{}R", cursor.row + 1, cursor.column.min(size.columns - 1) + 1);
+                    self.reply(&answer);
+                }
+                _ => {}
+            },
+            ([b'?', b'$'], 'p') => self.reply(&format!("\x1b[?{};0$y", given(0))),
+            ([b'$'], 'p') => self.reply(&format!("\x1b[{};0$y", given(0))),
+            ([], 'g') => match given(0) {
+                0 => {
+                    let column = self.grid().cursor.column;
+                    self.tabs().retain(|tab| *tab != column);
+                }
+                3 => self.modes.tabs = Some(Vec::new()),
+                _ => {}
+            },
+            ([], 'h' | 'l') => {
+                for mode in parameters.iter().flatten() {
+                    match mode {
+                        4 => self.modes.insert = action == 'h',
+                        20 => self.modes.newline = action == 'h',
+                        _ => {}
+                    }
+                }
+            }
+            ([b'?'], 'h' | 'l') => {
+                for mode in parameters.iter().flatten() {
+                    self.private_mode(*mode, action == 'h');
+                }
+            }
+            ([], 'm') => self.grid_mut().cursor.style.apply(parameters),
+            ([], 'r') => {
+                let top = count - 1;
+                let bottom = match given(1) {
+                    0 => size.rows,
+                    bottom => bottom.min(size.rows),
+                };
+                if top + 1 < bottom {
+                    self.grid_mut().region = (top, bottom - 1);
+                    self.move_to(0, 0);
+                }
+            }
+            ([], 's') => self.save_cursor(),
+            ([], 'u') => self.restore_cursor(),
+            ([b'!'], 'p') => {
+                self.modes = Modes::default();
+                let grid = self.grid_mut();
+                grid.region = (0, size.rows - 1);
+                grid.cursor.style = super::Style::default();
+                grid.cursor.origin = false;
+                grid.cursor.line_drawing = [false; 2];
+                grid.saved = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+impl State {
+    /// Works on the cursor's row; a cursor past the end stands on the last column.
+    fn edit_row(&mut self, edit: impl FnOnce(&mut Row, usize, usize)) {
+        let columns = usize::from(self.size.columns);
+        let column = usize::from(self.grid().cursor.column).min(columns - 1);
+        edit(self.row_mut(), column, columns);
+    }
+
+    fn up(&mut self, count: u16) {
+        let grid = self.grid_mut();
+        let top = if grid.cursor.row >= grid.region.0 { grid.region.0 } else { 0 };
+        grid.cursor.row = grid.cursor.row.saturating_sub(count).max(top);
+    }
+
+    fn down(&mut self, count: u16) {
+        let last = self.size.rows - 1;
+        let grid = self.grid_mut();
+        let bottom = if grid.cursor.row <= grid.region.1 { grid.region.1 } else { last };
+        grid.cursor.row = grid.cursor.row.saturating_add(count).min(bottom);
+    }
+
+    fn tabs(&mut self) -> &mut Vec<u16> {
+        let columns = self.size.columns;
+        self.modes.tabs.get_or_insert_with(|| (0..columns).step_by(8).collect())
+    }
+
+    fn tab(&mut self, count: u16) {
+        let last = self.size.columns - 1;
+        for _ in 0..count.min(self.size.columns) {
+            let column = self.grid().cursor.column;
+            let next = match &self.modes.tabs {
+                None => (column / 8 + 1) * 8,
+                Some(tabs) => tabs.iter().copied().find(|tab| *tab > column).unwrap_or(last),
+            };
+            self.grid_mut().cursor.column = next.min(last).max(column.min(last));
+        }
+    }
+
+    fn back_tab(&mut self, count: u16) {
+        for _ in 0..count.min(self.size.columns) {
+            let column = self.grid().cursor.column;
+            let before = match &self.modes.tabs {
+                None => column.saturating_sub(1) / 8 * 8,
+                Some(tabs) => tabs.iter().copied().rfind(|tab| *tab < column).unwrap_or(0),
+            };
+            self.grid_mut().cursor.column = before;
+        }
+    }
+
+    fn erase_display(&mut self, mode: u16) {
+        let rows = self.size.rows;
+        let (row, column) = (self.grid().cursor.row, self.grid().cursor.column);
+        match mode {
+            0 if row == 0 && column == 0 => self.clear_all(),
+            0 => {
+                self.edit_row(|row, column, _| {
+                    row.erase(column, usize::MAX);
+                    row.wrapped = false;
+                });
+                self.clear_rows(row + 1, rows);
+            }
+            1 => {
+                self.clear_rows(0, row);
+                self.edit_row(|row, column, _| row.erase(0, column + 1));
+            }
+            2 => self.clear_all(),
+            3 => {
+                self.dropped += self.history.len() as u64;
+                self.history.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn save_cursor(&mut self) {
+        let grid = self.grid_mut();
+        grid.saved = Some(grid.cursor.clone());
+    }
+
+    fn restore_cursor(&mut self) {
+        let grid = self.grid_mut();
+        grid.cursor = grid.saved.clone().unwrap_or_default();
+    }
+
+    fn private_mode(&mut self, mode: u16, on: bool) {
+        match mode {
+            1 => self.modes.application_cursor = on,
+            6 => {
+                self.grid_mut().cursor.origin = on;
+                self.move_to(0, 0);
+            }
+            7 => self.modes.wrap = on,
+            25 => self.modes.cursor_hidden = !on,
+            47 | 1047 if on => self.enter_alternate(false),
+            47 | 1047 => self.leave_alternate(false),
+            1048 if on => self.save_cursor(),
+            1048 => self.restore_cursor(),
+            1049 if on => self.enter_alternate(true),
+            1049 => self.leave_alternate(true),
+            1004 => self.modes.focus = on,
+            2004 => self.modes.bracketed_paste = on,
+            9 | 1000..=1003 | 1005 | 1006 | 1015 | 1016 => {
+                self.modes.mouse.retain(|known| *known != mode);
+                if on {
+                    self.modes.mouse.push(mode);
+                }
+            }
+            _ => {}
+        }
+    }
+}

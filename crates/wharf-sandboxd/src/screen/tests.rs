@@ -1,0 +1,138 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SMALL: ScreenSize = ScreenSize { rows: 5, columns: 10 };
+
+fn shown(bytes: &[u8]) -> Screen {
+    let mut screen = Screen::new(SMALL, 100);
+    screen.feed(bytes);
+    screen
+}
+
+#[track_caller]
+fn check(bytes: &str, expected: &str) {
+    assert_eq!(shown(bytes.as_bytes()).text().trim_end_matches('\n'), expected, "{bytes:?}");
+}
+
+#[test]
+fn text_is_what_a_person_sees() {
+    for (bytes, expected) in [
+        ("one\rtwo\r\n", "two"),
+        ("a\tb", "a       b"),
+        ("a\0b\x07c", "abc"),
+        ("\x1b[31mred\x1b[0m plain", "red plain"),
+        ("abcdefghijklmno", "abcdefghijklmno"),
+        ("abc   \r\nd", "abc\nd"),
+        ("h\u{e9}llo \u{4e16}\u{754c}", "h\u{e9}llo \u{4e16}\u{754c}"),
+        ("e\u{301}x", "e\u{301}x"),
+        ("abc\x1b[2DX", "aXc"),
+        ("abc\x08\x08X", "aXc"),
+        ("\u{4e16}\x1b[DX", " X"),
+        ("abc\x1b[1G\x1b[2Pz", "z"),
+        ("abc\x1b[1G\x1b[2@z", "z abc"),
+        ("abcdef\x1b[3G\x1b[2Xz", "abz ef"),
+        ("abc\x1b[1K", ""),
+        ("ab\r\ncd\x1b[1;1H\x1b[Lx", "x\nab\ncd"),
+        ("ab\r\ncd\r\nef\x1b[2;1H\x1b[M", "ab\nef"),
+        ("x\x1b[3b", "xxxx"),
+        ("\x1b(0qqx\x1b(Bq", "──│q"),
+        ("\x1b[2;4r\x1b[4;1Ha\r\nb\r\nc", "\na\nb\nc"),
+        ("\x1b7ab\x1b8c", "cb"),
+        ("\x1b]0;title\x07x", "x"),
+    ] {
+        check(bytes, expected);
+    }
+}
+
+#[test]
+fn the_alternate_screen_is_shown_alone_and_leaves_no_trace() {
+    check("main\r\n\x1b[?1049h\x1b[Hfull", "full");
+    check("main\r\n\x1b[?1049h\x1b[Hfull\x1b[?1049lafter", "main\nafter");
+}
+
+#[test]
+fn clearing_scrolls_into_history_and_3j_forgets_it() {
+    check("a\r\nb\r\n\x1b[H\x1b[2Jc", "a\nb\nc");
+    check("a\r\nb\r\n\x1b[H\x1b[2J\x1b[3Jc", "c");
+}
+
+#[test]
+fn a_full_history_loses_a_tenth_at_once() {
+    let mut screen = Screen::new(SMALL, 100);
+    for line in 0..106 {
+        screen.feed(format!("{line}\r\n").as_bytes());
+    }
+    // 107 rows were used, of which 5 are on the screen: the 101st line that scrolled away pushed out ten.
+    assert_eq!(screen.lines_dropped(), 10);
+    assert!(screen.text().starts_with("10\n11\n"));
+}
+
+#[test]
+fn queries_are_answered() {
+    let mut screen = shown(b"ab\x1b[6n\x1b[5n");
+    assert_eq!(screen.take_replies(), b"\x1b[1;3R\x1b[0n");
+    assert_eq!(screen.take_replies(), b"");
+    for _ in 0..10_000 {
+        screen.feed(b"\x1b[c");
+    }
+    assert!(screen.take_replies().len() <= LONGEST_REPLIES);
+}
+
+#[test]
+fn a_cell_does_not_grow_without_end() {
+    let mut screen = shown(b"e");
+    for _ in 0..100_000 {
+        screen.feed("\u{301}".as_bytes());
+    }
+    assert!(screen.text().len() < 100);
+}
+
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..6),
+        "[a-zA-Z0-9 \r\n\t]{0,12}".prop_map(String::into_bytes),
+        Just("\u{4e16}e\u{301}\u{1f600}".as_bytes().to_vec()),
+        ("[?>!]{0,1}", proptest::collection::vec(0u16..2100, 0..3), "[@A-Za-z`]").prop_map(|(private, numbers, letter)| {
+            let numbers: Vec<String> = numbers.iter().map(u16::to_string).collect();
+            format!("\x1b[{private}{}{letter}", numbers.join(";")).into_bytes()
+        }),
+        ("[?]{0,1}", 0u16..8, "[ABCDGHJKLMPSTXbdr@hlm]").prop_map(|(private, number, letter)| {
+            format!("\x1b[{private}{number}{letter}").into_bytes()
+        }),
+        prop_oneof![Just("\x1b[?1049h"), Just("\x1b[?1049l"), Just("\x1b7"), Just("\x1b8"), Just("\x1bM"), Just("\x1b[2;4r")]
+            .prop_map(|text| text.as_bytes().to_vec()),
+    ];
+    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn any_split_gives_the_same_screen(bytes in any_bytes(), cut in any::<prop::sample::Index>()) {
+        let whole = shown(&bytes);
+        let cut = cut.index(bytes.len() + 1);
+        let mut split = shown(&bytes[..cut]);
+        split.feed(&bytes[cut..]);
+        prop_assert_eq!(split.text(), whole.text());
+        prop_assert_eq!(split.redraw(), whole.redraw());
+    }
+
+    #[test]
+    fn a_redraw_paints_the_same_screen(bytes in any_bytes()) {
+        let screen = shown(&bytes);
+        let again = shown(&screen.redraw());
+        prop_assert_eq!(again.visible_text(), screen.visible_text());
+        prop_assert_eq!(again.cursor(), screen.cursor());
+        prop_assert_eq!(again.is_alternate(), screen.is_alternate());
+    }
+
+    #[test]
+    fn any_bytes_and_sizes_are_survived(bytes in any_bytes(), rows in 1u16..8, columns in 1u16..12, more in any_bytes()) {
+        let mut screen = shown(&bytes);
+        screen.resize(rows, columns);
+        screen.feed(&more);
+        let _ = screen.text();
+    }
+}
