@@ -66,7 +66,11 @@ impl Bound {
         let mut all = self.identity.environment.clone();
         for (name, value) in environment {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(ApiError::invalid("environment", name, "a name is not empty and has no `=`; no text has a NUL"));
+                return Err(ApiError::invalid(
+                    "environment",
+                    name,
+                    "a name is not empty and has no `=`; no text has a NUL",
+                ));
             }
             all.insert(name, value);
         }

@@ -5,11 +5,12 @@
 //! This crate knows neither Kubernetes nor who its sandbox belongs to.
 #![deny(unsafe_code)]
 
+pub mod app;
 pub mod core;
-//pub mod dialect;
-//pub mod editor;
+pub mod dialect;
+pub mod editor;
 pub mod exec;
-//pub mod files;
+pub mod files;
 pub mod http;
 pub mod options;
 pub mod output_log;

@@ -1,1 +1,26 @@
-fn main() {}
+//! The entry point: options, logging, the runtime. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use wharf_sandboxd::{app, options::Options};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // Two threads: one works while the other blocks in a small system call; more would only cost memory.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(app::run(options)),
+        Err(error) => Err(anyhow::Error::new(error).context("could not start the async runtime")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

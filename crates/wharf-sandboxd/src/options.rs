@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn our_own_command_line_is_understood() {
         let parse = |line: &str| Options::try_parse_from(line.split_whitespace());
-        let options = parse("wharf-sandboxd serve --listen unix:/x --listen tcp:127.0.0.1:0 --bind-secret-fd 3").unwrap();
+        let options =
+            parse("wharf-sandboxd serve --listen unix:/x --listen tcp:127.0.0.1:0 --bind-secret-fd 3").unwrap();
         let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
         assert_eq!(serve.listen, [Listen::Unix("/x".into()), Listen::Tcp("127.0.0.1:0".parse().unwrap())]);
         assert!(parse("wharf-sandboxd serve --listen unix:rel --bind-secret-fd 3").is_err());

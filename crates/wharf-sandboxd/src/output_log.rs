@@ -201,9 +201,10 @@ impl Ring {
             data = rest;
         }
         for piece in data.chunks(CHUNK_BYTES) {
-            let grows = self.tail.back().is_some_and(|last| {
-                last.stream == stream && last.data.len() + piece.len() <= CHUNK_BYTES
-            });
+            let grows = self
+                .tail
+                .back()
+                .is_some_and(|last| last.stream == stream && last.data.len() + piece.len() <= CHUNK_BYTES);
             if grows {
                 if let Some(last) = self.tail.back_mut() {
                     last.data.extend_from_slice(piece);

@@ -28,13 +28,14 @@ pub fn open(rows: u16, columns: u16) -> io::Result<(PtyMaster, OwnedFd)> {
     let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     rustix::pty::grantpt(&master)?;
     rustix::pty::unlockpt(&master)?;
-    let slave = match rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
-        Ok(slave) => slave,
-        Err(_) => {
-            let name = rustix::pty::ptsname(&master, Vec::new())?;
-            rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?
-        }
-    };
+    let slave =
+        match rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
+            Ok(slave) => slave,
+            Err(_) => {
+                let name = rustix::pty::ptsname(&master, Vec::new())?;
+                rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?
+            }
+        };
     let flags = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
     let master = PtyMaster { fd: registered(master)? };

@@ -321,7 +321,8 @@ impl Exec {
 
     pub fn info(&self) -> ExecInfo {
         let observed = *self.state.borrow();
-        let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let seconds =
+            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         ExecInfo {
             id: self.id.clone(),
             argv: self.request.argv.clone(),

@@ -110,7 +110,9 @@ async fn the_same_request_finds_the_same_exec_and_another_conflicts() {
 #[tokio::test]
 async fn what_cannot_run_is_refused_before_anything_starts() {
     let harness = Harness::new();
-    for (argv, field) in [(vec![], "argv"), (vec!["a\0b".to_owned()], "argv"), (vec!["/nonexistent".to_owned()], "argv")] {
+    for (argv, field) in
+        [(vec![], "argv"), (vec!["a\0b".to_owned()], "argv"), (vec!["/nonexistent".to_owned()], "argv")]
+    {
         let problem = harness.start(ExecRequest { argv, ..ExecRequest::default() }).unwrap_err();
         assert_eq!((problem.kind, problem.field.as_deref()), (ProblemKind::InvalidRequest, Some(field)));
     }

@@ -1,5 +1,5 @@
 //! The HTTP edge.
 
-//pub mod native;
+pub mod native;
 pub mod problem;
 pub mod server;

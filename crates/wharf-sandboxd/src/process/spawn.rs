@@ -143,10 +143,8 @@ pub fn spawn(spawn: Spawn<'_>) -> io::Result<Child> {
         spawn.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
     let environment = environment_of(&spawn);
     let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
-    let file = program
-        .to_str()
-        .and_then(|program| find_program(program, &path))
-        .unwrap_or_else(|| PathBuf::from(program));
+    let file =
+        program.to_str().and_then(|program| find_program(program, &path)).unwrap_or_else(|| PathBuf::from(program));
     let mut command = std::process::Command::new(file);
     command.arg0(program).args(arguments).env_clear().envs(environment).current_dir(spawn.working_dir);
     let terminal = match spawn.stdio {
@@ -218,7 +216,8 @@ fn before_exec(command: &mut std::process::Command, terminal: bool, kept: Vec<Ra
             let file = unsafe { BorrowedFd::borrow_raw(*file) };
             rustix::io::fcntl_setfd(file.as_fd(), FdFlags::empty())?;
         }
-        if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        {
             // Not every place allows it, and nothing depends on it.
             let _ = rustix::io::write(file, OOM_SCORE);
         }

@@ -44,7 +44,10 @@ struct Process {
 /// Which processes to end.
 #[derive(Debug)]
 enum Which<'a> {
-    Tree { id: &'a TreeId, root: Pid },
+    Tree {
+        id: &'a TreeId,
+        root: Pid,
+    },
     /// All our descendants; as PID 1 that is everything.
     Descendants,
 }
@@ -107,7 +110,8 @@ fn members(which: &Which<'_>) -> HashSet<i32> {
         Which::Descendants => HashSet::from([ourselves]),
         Which::Tree { id, root } => {
             let mark = format!("{}={id}", TreeId::VARIABLE);
-            let marked = processes.iter().filter(|process| carries(process.pid, mark.as_bytes())).map(|process| process.pid);
+            let marked =
+                processes.iter().filter(|process| carries(process.pid, mark.as_bytes())).map(|process| process.pid);
             marked.chain([root.as_raw_nonzero().get()]).collect()
         }
     };
@@ -132,7 +136,8 @@ fn members(which: &Which<'_>) -> HashSet<i32> {
 }
 
 fn carries(pid: i32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark))
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark))
 }
 
 fn processes() -> Vec<Process> {

@@ -28,7 +28,5 @@ pub fn of_this_process() -> Value {
 }
 
 fn labelled(text: &str, label: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix(label)?.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
+    text.lines().find_map(|line| line.strip_prefix(label)?.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -98,8 +98,12 @@ fn create(name: &str, uid: u32, passwd: &str, group: &str) -> io::Result<User> {
         groups.extend(gid);
         let sudoers = Path::new("/etc/sudoers.d");
         if sudoers.is_dir() {
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o440).open(sudoers.join("wharf"))?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o440)
+                .open(sudoers.join("wharf"))?;
             file.write_all(b"%sudo ALL=(ALL) NOPASSWD:ALL\n")?;
         }
     }

@@ -423,7 +423,11 @@ impl State {
         };
         paint(&self.main, &mut out);
         if let Some(alternate) = &self.alternate {
-            out.push_str(&format!("\x1b[{};{}H\x1b[?1049h", self.main.cursor.row + 1, self.main.cursor.column.min(self.size.columns - 1) + 1));
+            out.push_str(&format!(
+                "\x1b[{};{}H\x1b[?1049h",
+                self.main.cursor.row + 1,
+                self.main.cursor.column.min(self.size.columns - 1) + 1
+            ));
             paint(alternate, &mut out);
         }
         let grid = self.grid();

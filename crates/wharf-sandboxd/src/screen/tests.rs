@@ -93,15 +93,23 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec(any::<u8>(), 0..6),
         "[a-zA-Z0-9 \r\n\t]{0,12}".prop_map(String::into_bytes),
         Just("\u{4e16}e\u{301}\u{1f600}".as_bytes().to_vec()),
-        ("[?>!]{0,1}", proptest::collection::vec(0u16..2100, 0..3), "[@A-Za-z`]").prop_map(|(private, numbers, letter)| {
-            let numbers: Vec<String> = numbers.iter().map(u16::to_string).collect();
-            format!("\x1b[{private}{}{letter}", numbers.join(";")).into_bytes()
-        }),
-        ("[?]{0,1}", 0u16..8, "[ABCDGHJKLMPSTXbdr@hlm]").prop_map(|(private, number, letter)| {
-            format!("\x1b[{private}{number}{letter}").into_bytes()
-        }),
-        prop_oneof![Just("\x1b[?1049h"), Just("\x1b[?1049l"), Just("\x1b7"), Just("\x1b8"), Just("\x1bM"), Just("\x1b[2;4r")]
-            .prop_map(|text| text.as_bytes().to_vec()),
+        ("[?>!]{0,1}", proptest::collection::vec(0u16..2100, 0..3), "[@A-Za-z`]").prop_map(
+            |(private, numbers, letter)| {
+                let numbers: Vec<String> = numbers.iter().map(u16::to_string).collect();
+                format!("\x1b[{private}{}{letter}", numbers.join(";")).into_bytes()
+            }
+        ),
+        ("[?]{0,1}", 0u16..8, "[ABCDGHJKLMPSTXbdr@hlm]")
+            .prop_map(|(private, number, letter)| { format!("\x1b[{private}{number}{letter}").into_bytes() }),
+        prop_oneof![
+            Just("\x1b[?1049h"),
+            Just("\x1b[?1049l"),
+            Just("\x1b7"),
+            Just("\x1b8"),
+            Just("\x1bM"),
+            Just("\x1b[2;4r")
+        ]
+        .prop_map(|text| text.as_bytes().to_vec()),
     ];
     proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }

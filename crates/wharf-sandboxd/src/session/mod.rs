@@ -241,10 +241,7 @@ impl Session {
             pid: shell.map_or(0, |shell| shell.pid.as_raw_nonzero().get().unsigned_abs()),
             working_dir: self.working_dir(&progress).display().to_string(),
             terminal: self.terminal(),
-            started_at: self
-                .started_at
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0.0, |since| since.as_secs_f64()),
+            started_at: self.started_at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             output_end: self.log.end(),
         }
     }
@@ -393,7 +390,8 @@ impl Session {
             Waited::TimedOut(_) => CommandOutcome::TimedOut,
             Waited::Closed => return Err(SessionError::Closed),
         };
-        let (output, truncated, output_end) = self.rendered(now.command_start, if now.idle { now.prompt_start } else { self.log.end() });
+        let (output, truncated, output_end) =
+            self.rendered(now.command_start, if now.idle { now.prompt_start } else { self.log.end() });
         Ok(CommandResult {
             outcome,
             output,

@@ -46,7 +46,10 @@ impl Sessions {
 
     pub fn list(&self) -> Vec<Arc<Session>> {
         let table = self.table();
-        table.values().filter_map(|slot| if let Slot::Open(session) = slot { Some(session.clone()) } else { None }).collect()
+        table
+            .values()
+            .filter_map(|slot| if let Slot::Open(session) = slot { Some(session.clone()) } else { None })
+            .collect()
     }
 
     pub fn count(&self) -> usize {

@@ -76,4 +76,3 @@ pub async fn wait_for_end(
         }
     }
 }
-

@@ -96,17 +96,9 @@ impl ActionKind {
             Self::RunIpython => &["include_extra", "confirmation_state", "kernel_init_code"],
             Self::Read => &["start", "end", "impl_source", "view_range"],
             Self::Write => &["start", "end"],
-            Self::Edit => &[
-                "command",
-                "file_text",
-                "old_str",
-                "new_str",
-                "insert_line",
-                "content",
-                "start",
-                "end",
-                "impl_source",
-            ],
+            Self::Edit => {
+                &["command", "file_text", "old_str", "new_str", "insert_line", "content", "start", "end", "impl_source"]
+            }
             Self::Browse => &["return_axtree"],
             Self::BrowseInteractive => &["browsergym_send_msg_to_user", "return_axtree"],
         }
@@ -122,7 +114,8 @@ pub fn parse(event: &Map<String, Value>) -> Result<Action, String> {
             format!("Unknown event type: {}", repr(&Value::Object(event.clone())))
         });
     };
-    let known = name.as_str().is_some_and(|name| name == "loop_recovery" || ACTIONS.iter().any(|(_, wire)| *wire == name));
+    let known =
+        name.as_str().is_some_and(|name| name == "loop_recovery" || ACTIONS.iter().any(|(_, wire)| *wire == name));
     let Some(name) = name.as_str().filter(|_| known) else {
         let mut names: Vec<String> =
             ACTIONS.iter().map(|(constant, wire)| format!("<ActionType.{constant}: '{wire}'>")).collect();
@@ -143,7 +136,11 @@ pub fn parse(event: &Map<String, Value>) -> Result<Action, String> {
     };
     forget_old_names(&mut arguments);
     let wrong = |what: String| {
-        format!("action={} has the wrong arguments: {}.__init__() {what}", repr(&Value::Object(event.clone())), kind.class())
+        format!(
+            "action={} has the wrong arguments: {}.__init__() {what}",
+            repr(&Value::Object(event.clone())),
+            kind.class()
+        )
     };
     for name in arguments.keys() {
         let known = matches!(name.as_str(), "thought" | "security_risk")
@@ -225,7 +222,10 @@ mod tests {
     fn what_is_no_action_is_refused_in_the_words_of_the_original() {
         refused(json!({"args": {}}), "Unknown event type: {'args': {}}");
         refused(json!({"observation": "run"}), "400: Invalid action type");
-        refused(json!({"action": 5}), "'action['action']=5' is not defined. Available actions: dict_keys([<ActionType.NULL");
+        refused(
+            json!({"action": 5}),
+            "'action['action']=5' is not defined. Available actions: dict_keys([<ActionType.NULL",
+        );
         refused(json!({"action": "think", "args": {}}), "'ActionExecutor' object has no attribute 'think'");
         refused(
             json!({"action": "run", "args": {"foo": 1}}),

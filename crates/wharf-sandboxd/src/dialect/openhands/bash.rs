@@ -64,7 +64,12 @@ impl Default for Metadata {
 /// What a `run` action came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunReply {
-    Ran { content: String, command: String, metadata: Metadata, hidden: bool },
+    Ran {
+        content: String,
+        command: String,
+        metadata: Metadata,
+        hidden: bool,
+    },
     /// An `error` observation.
     Refused(String),
 }
@@ -169,8 +174,7 @@ impl BashShell {
         // The empty command reports a pending command that has ended meanwhile at once.
         let prompts_before = if command.is_empty() && idle { None } else { Some(before.prompts) };
         let no_change = (!run.blocking).then_some(self.no_change_timeout);
-        let outcome =
-            wait_for_end(&mut progress, &before, prompts_before, started, no_change, run.timeout).await;
+        let outcome = wait_for_end(&mut progress, &before, prompts_before, started, no_change, run.timeout).await;
         self.report(outcome, command, key.is_some(), run, &progress.borrow().clone())
     }
 
@@ -228,7 +232,8 @@ impl BashShell {
                 Ok(reply(content, command, metadata, run.hidden))
             }
             Waited::NoChange(after) => {
-                metadata.suffix = format!("\n[The command has no new output after {} seconds. {MORE}]", after.as_secs());
+                metadata.suffix =
+                    format!("\n[The command has no new output after {} seconds. {MORE}]", after.as_secs());
                 Ok(self.still_running(command, metadata))
             }
             Waited::TimedOut(after) => {
@@ -283,9 +288,10 @@ fn nothing_to(what: &str) -> RunReply {
 /// Several commands at once are refused. The client cannot parse an `error` observation for a hidden
 /// command (section 4.3), so that gets the same text as a `run` observation.
 fn multiple(commands: &[String], command: &str, hidden: bool) -> RunReply {
-    let mut content = "ERROR: Cannot execute multiple commands at once.\nPlease run each command separately OR chain them \
+    let mut content =
+        "ERROR: Cannot execute multiple commands at once.\nPlease run each command separately OR chain them \
                        into a single command via && or ;\nProvided commands:"
-        .to_owned();
+            .to_owned();
     for (at, command) in commands.iter().enumerate() {
         content.push_str(&format!("\n({}) {command}", at + 1));
     }
@@ -334,9 +340,14 @@ mod tests {
 
     #[test]
     fn a_special_key_is_ctrl_and_one_character() {
-        for (text, key) in
-            [("C-c", Some(3)), ("C-D", Some(4)), ("C-[", Some(0x1b)), ("C-?", Some(0x7f)), ("C-cc", None), ("c-c", None)]
-        {
+        for (text, key) in [
+            ("C-c", Some(3)),
+            ("C-D", Some(4)),
+            ("C-[", Some(0x1b)),
+            ("C-?", Some(0x7f)),
+            ("C-cc", None),
+            ("c-c", None),
+        ] {
             assert_eq!(special_key(text), key, "{text}");
         }
     }

@@ -3,9 +3,9 @@
 //! `action` reads what the client sends, `bash` runs commands on a session whose view is the `console`,
 //! `default_files` reads, writes and edits, `transfer` moves files, `viewer` is the second, local server.
 
-mod action;
-mod bash;
-mod console;
+pub mod action;
+pub mod bash;
+pub mod console;
 pub mod default_files;
 pub mod multi_command;
 pub mod python;
@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -36,9 +37,17 @@ use self::{
     console::Console,
     default_files::Reply,
 };
+use wharf_protocol::Secret;
+
 use crate::{
-    core::{Bound, Core, random_hex},
+    core::{Bound, Core, Identity, random_hex},
     editor::Editor,
+    http::{
+        native::bind as native_bind,
+        server::{self, Listener},
+    },
+    options::OpenHandsOptions,
+    process::users,
     session::{SessionError, SessionSettings},
 };
 
@@ -124,9 +133,8 @@ impl OpenHands {
             startup: STARTUP,
             output_bytes: usize::try_from(bound.identity.limits.output_bytes).unwrap_or(usize::MAX),
         };
-        let session = bound.sessions.open(settings, console.clone(), &self.core).await.map_err(|error| match error {
-            crate::http::problem::ApiError { .. } => Failure::internal(error.problem().detail.clone()),
-        })?;
+        let session = bound.sessions.open(settings, console.clone(), &self.core).await;
+        let session = session.map_err(|error| Failure::internal(error.problem().detail.clone()))?;
         Ok(BashShell::new(session, console, directory, self.settings.no_change_timeout))
     }
 
@@ -138,7 +146,7 @@ impl OpenHands {
 }
 
 /// The dialect's routes, behind its key check.
-pub fn router(state: Arc<OpenHands>, transfer: Router) -> Router {
+pub fn router(state: Arc<OpenHands>, core: &Arc<Core>) -> Router {
     Router::new()
         .route("/alive", get(alive))
         .route("/server_info", get(server_info))
@@ -146,7 +154,7 @@ pub fn router(state: Arc<OpenHands>, transfer: Router) -> Router {
         .route("/vscode/connection_token", get(connection_token))
         .route("/update_mcp_server", post(update_mcp_server))
         .with_state(state.clone())
-        .merge(transfer)
+        .merge(transfer::router(core.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(|| async { detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed") })
         .layer(middleware::from_fn_with_state(state, check_key))
@@ -201,7 +209,8 @@ async fn check_key(State(state): State<Arc<OpenHands>>, request: Request, next: 
         let Ok(identity) = state.core.identity() else {
             return detail(StatusCode::SERVICE_UNAVAILABLE, "not initialized");
         };
-        let presented = request.headers().get("x-session-api-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
+        let presented =
+            request.headers().get("x-session-api-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
         if !identity.keys.is_empty() && !identity.is_key(presented) {
             return detail(StatusCode::FORBIDDEN, "Invalid API Key");
         }
@@ -321,9 +330,7 @@ async fn execute(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: 
             let arguments = Value::Object(action.arguments);
             let done = tokio::task::spawn_blocking(move || {
                 Ok::<_, String>(match kind {
-                    ActionKind::Read => {
-                        default_files::read(&arguments_of(arguments)?, &working_dir, &editor)
-                    }
+                    ActionKind::Read => default_files::read(&arguments_of(arguments)?, &working_dir, &editor),
                     ActionKind::Write => default_files::write(&arguments_of(arguments)?, &working_dir, owner),
                     _ => default_files::edit(&arguments_of(arguments)?, &editor),
                 })
@@ -426,4 +433,66 @@ fn observation_of(observation: &str, content: String, extras: Map<String, Value>
 
 fn error_observation(content: &str) -> Value {
     json!({ "message": content, "observation": "error", "content": content, "extras": { "error_id": "" } })
+}
+
+/// Binds a server that was started with OpenHands' command line, from that and the environment: sections 1.1 to 1.4.
+///
+/// # Errors
+///
+/// When a variable is not what it must be, the user cannot be made, or the directory cannot be used.
+pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Result<Settings> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let no_change_timeout = match variable("NO_CHANGE_TIMEOUT_SECONDS") {
+        None => 10,
+        Some(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("NO_CHANGE_TIMEOUT_SECONDS must be a whole number of seconds, not `{text}`"))?,
+    };
+    let switches_user = variable("SU_TO_USER")
+        .is_none_or(|text| matches!(text.to_lowercase().as_str(), "1" | "true" | "t" | "yes" | "y" | "on"));
+    let known = [Some("root".to_owned()), Some("openhands".to_owned()), variable("RUNTIME_USERNAME")];
+    let working_dir = options.working_dir.clone().context("--working-dir is missing")?;
+    let server = users::current_user();
+    let mut file_owner = options.user_id;
+    let named = if options.username == "root" && server.uid == 0 {
+        server.clone()
+    } else if options.username == server.name {
+        server.clone()
+    } else {
+        let user = users::ensure_user(&options.username, Some(options.user_id))?;
+        if user.uid != options.user_id {
+            tracing::warn!(user = user.name, uid = user.uid, "the user exists with another uid, which is kept");
+            file_owner = user.uid;
+        }
+        user
+    };
+    let user = if switches_user && known.contains(&Some(options.username.clone())) { named.clone() } else { server };
+    let shown = working_dir.display();
+    native_bind::ensure_directory(&working_dir, &named)
+        .with_context(|| format!("could not use --working-dir {shown}"))?;
+    // The shell gets the server's environment, as in the original, but not the key.
+    let mut environment: wharf_protocol::Environment = std::env::vars()
+        .filter(|(name, _)| !matches!(name.as_str(), "SESSION_API_KEY" | "HOME" | "USER" | "LOGNAME" | "SHELL"))
+        .collect();
+    environment.retain(|name, _| !name.starts_with("WHARF_"));
+    let identity = Identity {
+        keys: variable("SESSION_API_KEY").map(Secret::new).into_iter().collect(),
+        environment,
+        user,
+        working_dir,
+        limits: wharf_protocol::Limits::default(),
+    };
+    core.bind(identity, None).map_err(|error| anyhow::anyhow!(error.problem().to_string()))?;
+    Ok(Settings { no_change_timeout: Duration::from_secs(no_change_timeout), file_owner })
+}
+
+/// Starts the file viewer beside a server at `port`; without a free port there is none, as in the original.
+pub async fn serve_viewer(core: &Core, port: u16) {
+    let Some(listener) = viewer::listen(port).await else {
+        tracing::warn!("no free port for the file viewer");
+        return;
+    };
+    let connections = Arc::new(tokio::sync::Semaphore::new(64));
+    core.tasks.spawn(server::serve(Listener::Tcp(listener), viewer::router(), connections, core.shutdown.clone()));
 }

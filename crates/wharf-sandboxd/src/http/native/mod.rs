@@ -1,7 +1,7 @@
 //! Our own API, `/v1`: JSON, problems as errors, output as streams of frames.
 
 mod auth;
-mod bind;
+pub(crate) mod bind;
 mod execs;
 mod files;
 mod openapi;
@@ -38,7 +38,11 @@ pub fn router(core: Arc<Core>) -> Router {
 /// Whether the sandbox is blank, ready or stopping. Needs no key.
 #[utoipa::path(get, path = "/v1/health", tag = "sandbox", responses((status = 200, body = Health)), security(()))]
 async fn health(State(core): State<Arc<Core>>) -> Json<Health> {
-    Json(Health { status: core.status(), boot_id: core.boot_id().clone(), version: env!("CARGO_PKG_VERSION").to_owned() })
+    Json(Health {
+        status: core.status(),
+        boot_id: core.boot_id().clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }
 
 /// What the sandbox is and how much it is used.

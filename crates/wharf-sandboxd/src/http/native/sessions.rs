@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use axum::{
     Json, Router,
-    extract::{State, WebSocketUpgrade},
+    extract::{
+        State,
+        ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
+    },
     http::{HeaderMap, StatusCode},
     response::Response,
     routing::{get, post},
@@ -16,7 +19,7 @@ use wharf_protocol::{
     Screen as ScreenText, SessionId, SessionInfo, SessionRequest, SignalRequest, Stream, TerminalSize,
 };
 
-use super::stream::{self, Caller};
+use super::stream::{self, Asked, Caller};
 use crate::{
     core::Core,
     http::problem::{ApiError, ApiJson, ApiPath, ApiQuery},
@@ -256,7 +259,7 @@ pub(super) async fn output(
     ApiPath(id): ApiPath<SessionId>,
     ApiQuery(query): ApiQuery<OutputQuery>,
     headers: HeaderMap,
-    upgrade: Option<WebSocketUpgrade>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let session = find(&core, &id)?;
     let mut first = None;
@@ -268,8 +271,8 @@ pub(super) async fn output(
         from = session.log().end();
         first = Some(Frame::Output { offset: from, stream: Stream::Terminal, data: data.into() });
     }
-    let follow = query.follow || query.redraw || upgrade.is_some();
-    Ok(stream::answer(session.log().clone(), from, follow, first, &headers, upgrade, SessionCaller(session), &core))
+    let asked = Asked { from, follow: query.follow || query.redraw, first };
+    Ok(stream::answer(session.log().clone(), asked, &headers, upgrade.ok(), SessionCaller(session), &core))
 }
 
 /// What a WebSocket's client may do to a session.

@@ -1,0 +1,160 @@
+//! Putting the parts together: from options to open listeners, and to the end.
+
+use std::{
+    io::Read,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{FromRawFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use axum::{Router, extract::DefaultBodyLimit};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use wharf_protocol::{Limits, Secret};
+
+use crate::{
+    core::Core,
+    dialect::openhands::{self, OpenHands},
+    http::{
+        native,
+        server::{self, Listener},
+    },
+    options::{Command, Listen, OpenHandsOptions, Options, ServeOptions},
+    process::{reaper, tree},
+};
+
+const SHORTEST_SECRET: usize = 16;
+const LONGEST_SECRET: u64 = 4096;
+
+/// Runs sandboxd until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start: a bad option, an address that is taken, a user that cannot be made.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    match (options.command, options.openhands) {
+        (Some(Command::Serve(serve)), _) => run_blank(serve).await,
+        (None, Some(openhands)) => run_openhands(openhands).await,
+        (None, None) => bail!("neither a subcommand nor a port was given"),
+    }
+}
+
+async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
+    let secret = read_secret(&options)?;
+    let shutdown = CancellationToken::new();
+    let core = Arc::new(Core::new(Some(secret), shutdown));
+    let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
+    let mut listeners = Vec::new();
+    for listen in &options.listen {
+        listeners.push(Listener::open(listen).await.with_context(|| format!("could not listen at {listen:?}"))?);
+    }
+    if let Some(ready) = options.ready_fd {
+        rustix::io::write(inherited(ready)?, b"r").context("could not write to --ready-fd")?;
+    }
+    live(core, dialect, listeners, Limits::default(), Duration::from_secs(options.stop_seconds)).await
+}
+
+async fn run_openhands(options: OpenHandsOptions) -> anyhow::Result<()> {
+    options.check().map_err(anyhow::Error::msg)?;
+    let shutdown = CancellationToken::new();
+    let core = Arc::new(Core::new(None, shutdown));
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, options.port));
+    let listener = Listener::open(&Listen::Tcp(address))
+        .await
+        .with_context(|| format!("could not listen at port {}", options.port))?;
+    let settings = openhands::bind_from_start(&core, &options)?;
+    let dialect = OpenHands::new(core.clone(), settings);
+    core.tasks.spawn(dialect.clone().warm_up());
+    openhands::serve_viewer(&core, options.port).await;
+    live(core, dialect, vec![listener], Limits::default(), Duration::from_secs(10)).await
+}
+
+/// Serves until a signal or the deadline, then ends everything that was started.
+async fn live(
+    core: Arc<Core>,
+    dialect: Arc<OpenHands>,
+    listeners: Vec<Listener>,
+    limits: Limits,
+    stop: Duration,
+) -> anyhow::Result<()> {
+    let shutdown = core.shutdown.clone();
+    reaper::adopt_orphans().context("could not become the reaper of orphans")?;
+    core.tasks.spawn(async move {
+        if let Err(error) = reaper::reap(CancellationToken::new()).await {
+            tracing::error!(%error, "zombies are not reaped");
+        }
+    });
+    core.tasks.spawn(stop_on_signal(shutdown.clone())?);
+    let connections = Arc::new(Semaphore::new(limits.connections as usize));
+    let request_bytes = usize::try_from(limits.request_bytes).unwrap_or(usize::MAX);
+    let router: Router = native::router(core.clone())
+        .merge(openhands::router(dialect, &core))
+        .layer(DefaultBodyLimit::max(request_bytes));
+    let serving = tokio_util::task::TaskTracker::new();
+    for listener in listeners {
+        info!(address = ?listener.address(), "listening");
+        serving.spawn(server::serve(listener, router.clone(), connections.clone(), shutdown.clone()));
+    }
+    serving.close();
+    shutdown.cancelled().await;
+    info!("stopping");
+    // Sessions and execs hear of the shutdown themselves; whatever else descends from us ends here.
+    tree::end_descendants(stop).await;
+    serving.wait().await;
+    Ok(())
+}
+
+/// Ends on SIGTERM and SIGINT.
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("could not handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("could not handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = terminate.recv() => shutdown.cancel(),
+            _ = interrupt.recv() => shutdown.cancel(),
+        }
+    })
+}
+
+fn read_secret(options: &ServeOptions) -> anyhow::Result<Secret> {
+    let mut text = String::new();
+    match (&options.bind_secret_file, options.bind_secret_fd) {
+        (Some(path), _) => {
+            let file = std::fs::File::open(path)
+                .with_context(|| format!("could not read --bind-secret-file {}", path.display()))?;
+            file.take(LONGEST_SECRET).read_to_string(&mut text)
+        }
+        (None, Some(number)) => {
+            let file = std::fs::File::from(inherited(number)?);
+            file.take(LONGEST_SECRET).read_to_string(&mut text)
+        }
+        (None, None) => bail!("a bind secret is needed: --bind-secret-file or --bind-secret-fd"),
+    }
+    .context("could not read the bind secret")?;
+    let text = text.trim();
+    if text.len() < SHORTEST_SECRET {
+        bail!("the bind secret has {} characters; at least {SHORTEST_SECRET} are needed", text.len());
+    }
+    Ok(Secret::new(text))
+}
+
+/// Takes over a descriptor that our parent opened for us and named on the command line.
+#[allow(unsafe_code, reason = "a descriptor given by number")]
+fn inherited(number: i32) -> anyhow::Result<OwnedFd> {
+    if number < 3 {
+        bail!("the file descriptor {number} is not one to be given; use 3 or higher");
+    }
+    // SAFETY: only asked whether it is open; the number is checked by the kernel.
+    let open = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(open, rustix::io::FdFlags::CLOEXEC)
+        .with_context(|| format!("the file descriptor {number} is not open"))?;
+    // SAFETY: it is open, and our parent gave it to us alone; nothing else in this process knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
