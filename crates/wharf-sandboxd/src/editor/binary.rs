@@ -31,7 +31,8 @@ const DISTINCT: [&Encoding; 13] = [
 /// Decides by the first [`SAMPLE_BYTES`] bytes: a text in a certainly known encoding is not binary; else NUL, 0xFF or
 /// mostly unprintable bytes are.
 ///
-/// Unlike the original it forgives a character that the end of the sample cuts in two.
+/// Two things are forgiven that the original takes for binary: a character that the end of the sample cuts in two, and
+/// few characters of UTF-8 that are nearly the whole text.
 pub fn is_binary(sample: &[u8]) -> bool {
     let sample = &sample[..sample.len().min(SAMPLE_BYTES)];
     if sample.is_empty() {
@@ -60,8 +61,8 @@ fn is_certain_text(sample: &[u8]) -> bool {
         Err(_) => None,
     };
     if let Some(text) = valid_utf8 {
-        return text.chars().filter(|character| !character.is_ascii()).take(CERTAIN_UTF8_CHARS).count()
-            == CERTAIN_UTF8_CHARS;
+        let enough = if sample.contains(&0) { CERTAIN_UTF8_CHARS } else { 1 };
+        return text.chars().filter(|character| !character.is_ascii()).nth(enough - 1).is_some();
     }
     if sample.contains(&0) {
         return false;
@@ -85,6 +86,7 @@ mod tests {
     #[test]
     fn texts_are_not_binary() {
         check(b"", false);
+        check("世界".as_bytes(), false);
         check(b"plain\ttext\r\n", false);
         check("世界".repeat(400).as_bytes(), false);
         check(&GBK.encode(&"你好，世界。这是一个测试文件。".repeat(40)).0, false);

@@ -9,7 +9,7 @@ use super::python::{is_space, repr, split_lines};
 /// Lines shown around a change.
 const CONTEXT_LINES: usize = 4;
 /// More line numbers than this help nobody.
-const MAX_LINE_NUMBERS: usize = 1000;
+const MAX_LINE_NUMBERS: usize = 100_000;
 
 /// A changed text and what the agent is told about it.
 #[derive(Debug)]
