@@ -1,0 +1,104 @@
+//! Limits by control groups, of either version, where this machine lets us make them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::plan::Bounds;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// All our groups are below one of this name.
+const PARENT: &str = "wharf";
+
+/// Makes the groups of a sandbox, sets its limits and moves this process in.
+///
+/// # Errors
+///
+/// When this machine does not let us; then nothing is left behind.
+pub(super) fn enter(name: &str, bounds: &Bounds) -> io::Result<()> {
+    let entered = if is_unified() { enter_v2(name, bounds) } else { enter_v1(name, bounds) };
+    if entered.is_err() {
+        remove(name);
+    }
+    entered
+}
+
+/// Version 2 with controllers at its root; a hybrid machine keeps them in version 1.
+fn is_unified() -> bool {
+    fs::read_to_string(format!("{ROOT}/cgroup.controllers")).is_ok_and(|controllers| controllers.contains("memory"))
+}
+
+fn write(path: &Path, value: impl ToString) -> io::Result<()> {
+    fs::write(path, value.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+fn enter_v2(name: &str, bounds: &Bounds) -> io::Result<()> {
+    let parent = Path::new(ROOT).join(PARENT);
+    fs::create_dir_all(&parent)?;
+    for directory in [Path::new(ROOT), &parent] {
+        write(&directory.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+    }
+    let group = parent.join(name);
+    fs::create_dir_all(&group)?;
+    write(&group.join("memory.max"), bounds.memory_bytes)?;
+    // A machine without swap has no such file.
+    let _ = write(&group.join("memory.swap.max"), 0);
+    write(&group.join("pids.max"), bounds.processes)?;
+    if let Some(millis) = bounds.cpu_millis {
+        write(&group.join("cpu.max"), format!("{} 100000", u64::from(millis) * 100))?;
+    }
+    write(&group.join("cgroup.procs"), 0)
+}
+
+fn enter_v1(name: &str, bounds: &Bounds) -> io::Result<()> {
+    let memory = make_v1("memory", name)?;
+    write(&memory.join("memory.limit_in_bytes"), bounds.memory_bytes)?;
+    let _ = write(&memory.join("memory.memsw.limit_in_bytes"), bounds.memory_bytes);
+    let pids = make_v1("pids", name)?;
+    write(&pids.join("pids.max"), bounds.processes)?;
+    let mut groups = vec![memory, pids];
+    if let Some(millis) = bounds.cpu_millis {
+        let cpu = make_v1("cpu", name)?;
+        write(&cpu.join("cpu.cfs_period_us"), 100_000)?;
+        write(&cpu.join("cpu.cfs_quota_us"), u64::from(millis) * 100)?;
+        groups.push(cpu);
+    }
+    groups.iter().try_for_each(|group| write(&group.join("cgroup.procs"), 0))
+}
+
+fn make_v1(controller: &str, name: &str) -> io::Result<PathBuf> {
+    let group = Path::new(ROOT).join(controller).join(PARENT).join(name);
+    fs::create_dir_all(&group)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", group.display())))?;
+    Ok(group)
+}
+
+fn groups(name: &str) -> impl Iterator<Item = PathBuf> + use<'_> {
+    ["", "memory", "pids", "cpu"]
+        .into_iter()
+        .map(move |controller| Path::new(ROOT).join(controller).join(PARENT).join(name))
+}
+
+/// The processes that are still in a sandbox's groups.
+pub(super) fn processes(name: &str) -> Vec<i32> {
+    let mut found: Vec<i32> = groups(name)
+        .filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok())
+        .flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Removes a sandbox's groups. They must be empty; the kernel may take a moment to see that.
+pub(super) fn remove(name: &str) {
+    for group in groups(name) {
+        let started = Instant::now();
+        while group.exists() && fs::remove_dir(&group).is_err() && started.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}

@@ -1,0 +1,659 @@
+//! Sandboxes on this machine: confined process trees, each with sandboxd as its first process.
+//!
+//! All state is files below the state directory, so that a sandbox outlives the program that made it, two programs do
+//! not get into each other's way, and a program that is killed at any moment leaves nothing that the next call does not
+//! recognise:
+//!
+//! ```text
+//! <state>/locks/<name>                     held while a sandbox is made, stopped or removed
+//! <state>/sandboxes/<name>/record.json     what it is; written in one step, last
+//!                         /key             the key that opens it, for its owner only
+//!                         /workspace/      what it has at its working directory
+//!                         /sandboxd.log
+//! <state>/r/<short>/api.sock               sandboxd's socket
+//! ```
+
+mod cgroup;
+mod confine;
+mod launch;
+mod plan;
+mod sys;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::FlockOperation,
+    process::{Pid, PidfdFlags, Signal},
+};
+use serde::{Deserialize, Serialize};
+use wharf_protocol::{BindRequest, Isolation, Problem, SandboxName, SandboxSpec, Secret};
+
+use self::plan::{Launched, Plan};
+pub use self::{
+    launch::launch_main,
+    plan::{Bounds, Wall},
+};
+
+/// The hidden first argument with which the program itself is started as the launcher.
+pub const LAUNCH_ARGUMENT: &str = "__launch";
+
+const DEFAULT_PROCESSES: u32 = 4096;
+const DEFAULT_DISK_BYTES: u64 = 10 << 30;
+/// How long a stopped sandbox has to end by itself.
+const STOP_PATIENCE: Duration = Duration::from_secs(12);
+/// How long sandboxd may take to answer a bind.
+const BIND_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the local runtime keeps its state, and its programs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    pub sandboxd: PathBuf,
+    /// The program that calls [`launch_main`] when its first argument is [`LAUNCH_ARGUMENT`].
+    pub launcher: PathBuf,
+}
+
+/// Why something could not be done with a local sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    #[error("sandbox `{0}` exists already")]
+    Exists(SandboxName),
+    #[error("there is no sandbox `{0}`")]
+    NotFound(SandboxName),
+    #[error("sandbox `{name}` is not running: {reason}")]
+    NotRunning { name: SandboxName, reason: String },
+    #[error("sandbox `{0}` is being made, stopped or removed by another program")]
+    Busy(SandboxName),
+    #[error("`{field}` is not valid: {reason} (it was `{value}`)")]
+    Spec { field: &'static str, value: String, reason: &'static str },
+    #[error("this machine does not allow `{part}`: {reason}")]
+    Wall { part: String, reason: String },
+    #[error("could not {action} `{path}`", path = path.display())]
+    State { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("could not start the launcher `{path}`", path = path.display())]
+    Launcher { path: PathBuf, source: io::Error },
+    #[error("sandboxd of `{name}` did not take its identity: {reason}")]
+    Bind { name: SandboxName, reason: String },
+}
+
+/// How a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Status {
+    Ready,
+    /// Its processes have ended; its workspace is kept.
+    Stopped {
+        reason: String,
+    },
+}
+
+/// One sandbox as its files describe it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    pub name: SandboxName,
+    pub spec: SandboxSpec,
+    /// Seconds since the Unix epoch.
+    pub created_at: f64,
+    /// The first process of the sandbox, by its number on the host, and when it was started.
+    init: Option<Init>,
+    /// Why it was stopped, if somebody did.
+    #[serde(default)]
+    stopped: Option<String>,
+    pub socket: PathBuf,
+    pub workspace: Option<PathBuf>,
+    /// The parts of the isolation.
+    pub walls: Vec<Wall>,
+    pub bounds: Bounds,
+    #[serde(skip)]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Init {
+    pid: i32,
+    /// Clock ticks after boot: a number that comes again is not taken for the same process.
+    started: u64,
+}
+
+impl Record {
+    pub fn status(&self) -> Status {
+        match (&self.stopped, self.init) {
+            (Some(reason), _) => Status::Stopped { reason: reason.clone() },
+            (None, Some(init)) if is_running(init) => Status::Ready,
+            (None, _) => Status::Stopped { reason: "its processes ended by themselves".to_owned() },
+        }
+    }
+
+    /// The process id of the sandbox's first process on the host, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.init.filter(|init| is_running(*init)).map(|init| init.pid)
+    }
+
+    /// The key that opens the sandbox's API.
+    ///
+    /// # Errors
+    ///
+    /// When the key file cannot be read, for instance by another user.
+    pub fn key(&self) -> Result<Secret, LocalError> {
+        let path = self.directory.join("key");
+        let text = fs::read_to_string(&path).map_err(|source| state("read", &path, source))?;
+        Ok(Secret::new(text.trim()))
+    }
+
+    /// Where sandboxd logs.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("sandboxd.log")
+    }
+}
+
+fn state(action: &'static str, path: &Path, source: io::Error) -> LocalError {
+    LocalError::State { action, path: path.to_owned(), source }
+}
+
+/// Sandboxes on this machine.
+#[derive(Debug, Clone)]
+pub struct LocalRuntime {
+    settings: Settings,
+}
+
+impl LocalRuntime {
+    pub fn new(settings: Settings) -> Self {
+        Self { settings }
+    }
+
+    /// Makes a sandbox and waits until sandboxd answers in it.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::Exists`] if there is one of this name, [`LocalError::Wall`] if a wall cannot be built that the
+    /// isolation asks for. Nothing is left behind then.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may leave a sandbox that runs; it is found, or cleaned by [`LocalRuntime::collect_garbage`].
+    pub async fn create(&self, name: SandboxName, spec: &SandboxSpec) -> Result<Record, LocalError> {
+        check(spec)?;
+        let lock = self.lock(&name)?;
+        let directory = self.directory(&name);
+        if directory.join("record.json").exists() {
+            return Err(LocalError::Exists(name));
+        }
+        self.clean(&name)?;
+        let made = self.make(&name, spec, &directory).await;
+        if made.is_err() {
+            // The first error is the one to tell.
+            let _ = self.clean(&name);
+        }
+        drop(lock);
+        made
+    }
+
+    async fn make(&self, name: &SandboxName, spec: &SandboxSpec, directory: &Path) -> Result<Record, LocalError> {
+        make_private(directory)?;
+        let covered = spec.mounts.iter().any(|mount| mount.target == spec.working_dir);
+        let workspace = (!covered).then(|| directory.join("workspace"));
+        if let Some(workspace) = &workspace {
+            make_private(workspace)?;
+        }
+        let key = Secret::new(random_hex(32));
+        let path = directory.join("key");
+        write_private(&path, key.reveal()).map_err(|source| state("write", &path, source))?;
+        let mut record = Record {
+            name: name.clone(),
+            spec: spec.clone(),
+            created_at: seconds_now(),
+            init: None,
+            stopped: None,
+            socket: self.socket_directory(name).join("api.sock"),
+            workspace,
+            walls: Vec::new(),
+            bounds: bounds_of(spec),
+            directory: directory.to_owned(),
+        };
+        self.launch(&mut record, key).await?;
+        Ok(record)
+    }
+
+    /// Starts the processes of a sandbox, binds sandboxd and writes the record.
+    async fn launch(&self, record: &mut Record, key: Secret) -> Result<(), LocalError> {
+        let socket_directory = self.socket_directory(&record.name);
+        if socket_directory.exists() {
+            fs::remove_dir_all(&socket_directory).map_err(|source| state("remove", &socket_directory, source))?;
+        }
+        make_private(&socket_directory)?;
+        if record.socket.as_os_str().len() > 107 {
+            let path = record.socket.display().to_string();
+            let reason = "a socket below it would have a longer path than the kernel takes (107 bytes)";
+            return Err(LocalError::Spec { field: "state directory", value: path, reason });
+        }
+        let bind_secret = Secret::new(random_hex(32));
+        let spec = &record.spec;
+        let unconfined = spec.isolation == Isolation::None;
+        let working_dir = match &record.workspace {
+            Some(workspace) if unconfined => workspace.clone(),
+            _ => PathBuf::from(&spec.working_dir),
+        };
+        let plan = Plan {
+            name: record.name.to_string(),
+            sandboxd: self.settings.sandboxd.clone(),
+            directory: record.directory.clone(),
+            socket: record.socket.clone(),
+            log: record.log(),
+            workspace: record.workspace.clone(),
+            working_dir: working_dir.clone(),
+            mounts: spec.mounts.clone(),
+            isolation: spec.isolation,
+            network: spec.network,
+            bounds: record.bounds,
+            cgroup: self.cgroup(&record.name),
+            bind_secret: bind_secret.clone(),
+        };
+        let launcher = self.settings.launcher.clone();
+        let launched = tokio::task::spawn_blocking(move || run_launcher(&launcher, &plan));
+        let launched = launched.await.map_err(|error| LocalError::Launcher {
+            path: self.settings.launcher.clone(),
+            source: io::Error::other(error),
+        })??;
+        let pid = match launched {
+            Launched::Started { pid, report } => {
+                record.walls = report;
+                pid
+            }
+            Launched::Failed { part, reason } => {
+                return Err(LocalError::Wall { part, reason: self.explained(record, reason) });
+            }
+        };
+        record.init = started_at(pid).map(|started| Init { pid, started });
+        record.stopped = None;
+        // From here on the record names the processes, so that whoever comes next can end them.
+        self.write(record)?;
+        let request = BindRequest {
+            keys: vec![key],
+            environment: record.spec.environment.clone(),
+            user: None,
+            working_dir: working_dir.display().to_string(),
+            limits: record.spec.limits,
+            deadline_seconds: record.spec.deadline_seconds,
+        };
+        let bound = tokio::time::timeout(BIND_PATIENCE, bind(&record.socket, &bind_secret, &request)).await;
+        let failed = match bound {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(reason)) => reason,
+            Err(_) => format!("no answer within {} s", BIND_PATIENCE.as_secs()),
+        };
+        self.end(record);
+        Err(LocalError::Bind { name: record.name.clone(), reason: self.explained(record, failed) })
+    }
+
+    /// A reason with the last line of sandboxd's log, if it has one.
+    fn explained(&self, record: &Record, reason: String) -> String {
+        let log = fs::read_to_string(record.log()).unwrap_or_default();
+        match log.lines().rfind(|line| line.contains("ERROR")) {
+            Some(line) => format!("{reason}: {}", line.chars().take(300).collect::<String>()),
+            None => reason,
+        }
+    }
+
+    /// The sandbox of this name, if there is one.
+    pub fn find(&self, name: &SandboxName) -> Option<Record> {
+        let directory = self.directory(name);
+        let text = fs::read(directory.join("record.json")).ok()?;
+        let record: Record = serde_json::from_slice(&text).ok()?;
+        Some(Record { directory, ..record })
+    }
+
+    /// The sandbox of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::NotFound`].
+    pub fn get(&self, name: &SandboxName) -> Result<Record, LocalError> {
+        self.find(name).ok_or_else(|| LocalError::NotFound(name.clone()))
+    }
+
+    /// The sandbox of this name, if it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::NotFound`], [`LocalError::NotRunning`].
+    pub fn get_ready(&self, name: &SandboxName) -> Result<Record, LocalError> {
+        let record = self.get(name)?;
+        match record.status() {
+            Status::Ready => Ok(record),
+            Status::Stopped { reason } => Err(LocalError::NotRunning { name: name.clone(), reason }),
+        }
+    }
+
+    /// All sandboxes, oldest first.
+    pub fn list(&self) -> Vec<Record> {
+        let mut records: Vec<Record> = self.names().iter().filter_map(|name| self.find(name)).collect();
+        records.sort_by(|a, b| a.created_at.total_cmp(&b.created_at));
+        records
+    }
+
+    fn names(&self) -> Vec<SandboxName> {
+        let entries = fs::read_dir(self.settings.state_dir.join("sandboxes")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Ends the processes of a sandbox and keeps its workspace. A stopped one stays stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::NotFound`], [`LocalError::Busy`].
+    pub fn stop(&self, name: &SandboxName) -> Result<(), LocalError> {
+        let _lock = self.lock(name)?;
+        let mut record = self.get(name)?;
+        self.end(&record);
+        record.stopped.get_or_insert_with(|| "it was stopped".to_owned());
+        self.write(&record)
+    }
+
+    /// Starts a stopped sandbox again, with its workspace, a new boot id and the same key.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalRuntime::create`]; a sandbox that runs is left alone.
+    pub async fn start(&self, name: &SandboxName) -> Result<Record, LocalError> {
+        let _lock = self.lock(name)?;
+        let mut record = self.get(name)?;
+        if record.status() == Status::Ready {
+            return Ok(record);
+        }
+        self.end(&record);
+        let key = record.key()?;
+        self.launch(&mut record, key).await?;
+        Ok(record)
+    }
+
+    /// Ends a sandbox and removes all that belongs to it; `false` if there was nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::Busy`], or what could not be removed.
+    pub fn remove(&self, name: &SandboxName) -> Result<bool, LocalError> {
+        let lock = self.lock(name)?;
+        let there = self.directory(name).exists();
+        self.clean(name)?;
+        // Another program that waits for this lock makes the file anew.
+        let _ = fs::remove_file(self.lock_path(name));
+        drop(lock);
+        Ok(there)
+    }
+
+    /// Removes what programs that were killed left half made; gives the names.
+    pub fn collect_garbage(&self) -> Vec<SandboxName> {
+        let half_made = |name: &SandboxName| !self.directory(name).join("record.json").exists();
+        self.names().into_iter().filter(half_made).filter(|name| self.remove(name).is_ok()).collect()
+    }
+
+    fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {
+        if let Some(record) = self.find(name) {
+            self.end(&record);
+        }
+        self.kill_group(name);
+        let remove = |path: &Path| match fs::remove_dir_all(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(state("remove", path, source)),
+            _ => Ok(()),
+        };
+        remove(&self.socket_directory(name))?;
+        // The record goes first: what is left of an interrupted removal is then known as garbage.
+        let directory = self.directory(name);
+        let _ = fs::remove_file(directory.join("record.json"));
+        remove(&directory)
+    }
+
+    /// Ends the processes of a sandbox: politely, then surely.
+    fn end(&self, record: &Record) {
+        if let Some(init) = record.init.filter(|init| is_running(*init)) {
+            end_process(init.pid);
+        }
+        self.kill_group(&record.name);
+    }
+
+    fn kill_group(&self, name: &SandboxName) {
+        let group = self.cgroup(name);
+        loop {
+            let left = cgroup::processes(&group);
+            if left.is_empty() {
+                break;
+            }
+            for pid in left.into_iter().filter_map(Pid::from_raw) {
+                // It may be gone already.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        cgroup::remove(&group);
+    }
+
+    fn write(&self, record: &Record) -> Result<(), LocalError> {
+        let path = record.directory.join("record.json");
+        let temporary = record.directory.join("record.json.new");
+        let text = serde_json::to_string_pretty(record).unwrap_or_default();
+        write_private(&temporary, &text)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| state("write", &path, source))
+    }
+
+    fn directory(&self, name: &SandboxName) -> PathBuf {
+        self.settings.state_dir.join("sandboxes").join(name.as_str())
+    }
+
+    fn socket_directory(&self, name: &SandboxName) -> PathBuf {
+        self.settings.state_dir.join("r").join(short(name.as_str()))
+    }
+
+    /// Two state directories have sandboxes of the same name; their groups stand side by side.
+    fn cgroup(&self, name: &SandboxName) -> String {
+        format!("{}-{}", short(&self.settings.state_dir.display().to_string()), name.as_str())
+    }
+
+    fn lock_path(&self, name: &SandboxName) -> PathBuf {
+        self.settings.state_dir.join("locks").join(name.as_str())
+    }
+
+    /// Takes a sandbox's lock, which the kernel gives back however this program ends.
+    fn lock(&self, name: &SandboxName) -> Result<File, LocalError> {
+        let path = self.lock_path(name);
+        make_private(&self.settings.state_dir)?;
+        for directory in ["locks", "sandboxes", "r"] {
+            make_private(&self.settings.state_dir.join(directory))?;
+        }
+        let open = || File::options().create(true).write(true).truncate(false).mode(0o600).open(&path);
+        loop {
+            let file = open().map_err(|source| state("open", &path, source))?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(LocalError::Busy(name.clone())),
+                Err(error) => return Err(state("lock", &path, error.into())),
+            }
+            // Whoever held it before may have removed the file: then it is not the lock any more.
+            let same = |a: fs::Metadata, b: fs::Metadata| {
+                use std::os::unix::fs::MetadataExt;
+                a.ino() == b.ino()
+            };
+            if let (Ok(held), Ok(there)) = (file.metadata(), fs::metadata(&path))
+                && same(held, there)
+            {
+                return Ok(file);
+            }
+        }
+    }
+}
+
+fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
+    let absolute = |field, path: &str| {
+        let plain = path.starts_with('/')
+            && path.len() > 1
+            && !path.contains('\0')
+            && !path.split('/').any(|part| part == "..");
+        if plain {
+            Ok(())
+        } else {
+            Err(LocalError::Spec { field, value: path.to_owned(), reason: "an absolute path below / is needed" })
+        }
+    };
+    absolute("working_dir", &spec.working_dir)?;
+    for mount in &spec.mounts {
+        absolute("mounts.target", &mount.target)?;
+        if !Path::new(&mount.source).is_absolute() || !Path::new(&mount.source).exists() {
+            let reason = "it must be an absolute path that exists";
+            return Err(LocalError::Spec { field: "mounts.source", value: mount.source.clone(), reason });
+        }
+        if ["/", "/proc", "/dev", "/.wharf", "/usr", "/etc"]
+            .iter()
+            .any(|path| Path::new(&mount.target).starts_with(path) && *path != "/")
+        {
+            let reason = "nothing is mounted over the system's own directories";
+            return Err(LocalError::Spec { field: "mounts.target", value: mount.target.clone(), reason });
+        }
+    }
+    for (field, value, least) in [
+        ("memory_bytes", spec.memory_bytes, 16 << 20),
+        ("processes", spec.processes.map(u64::from), 4),
+        ("cpu_millis", spec.cpu_millis.map(u64::from), 10),
+        ("disk_bytes", spec.disk_bytes, 1 << 20),
+    ] {
+        if let Some(value) = value.filter(|value| *value < least) {
+            let reason = "it is too little for sandboxd itself";
+            return Err(LocalError::Spec { field, value: value.to_string(), reason });
+        }
+    }
+    Ok(())
+}
+
+fn bounds_of(spec: &SandboxSpec) -> Bounds {
+    Bounds {
+        // Three quarters of the machine: a sandbox that fills its memory must not take the machine with it.
+        memory_bytes: spec.memory_bytes.unwrap_or_else(|| machine_memory() / 4 * 3),
+        processes: spec.processes.unwrap_or(DEFAULT_PROCESSES),
+        cpu_millis: spec.cpu_millis,
+        disk_bytes: spec.disk_bytes.unwrap_or(DEFAULT_DISK_BYTES),
+    }
+}
+
+fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
+}
+
+fn run_launcher(launcher: &Path, plan: &Plan) -> Result<Launched, LocalError> {
+    let failed = |source| LocalError::Launcher { path: launcher.to_owned(), source };
+    let text = serde_json::to_string(plan).map_err(io::Error::other).map_err(failed)?;
+    let mut child = Command::new(launcher)
+        .arg(LAUNCH_ARGUMENT)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(text.as_bytes()).map_err(failed)?;
+    }
+    let mut answer = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut answer).map_err(failed)?;
+    }
+    child.wait().map_err(failed)?;
+    serde_json::from_str(&answer).map_err(|_| failed(io::Error::other("it ended without an answer")))
+}
+
+/// Gives a blank sandboxd its identity over its socket.
+async fn bind(socket: &Path, secret: &Secret, request: &BindRequest) -> Result<(), String> {
+    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let talk = async {
+        let body = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+        let request = http::Request::post("/v1/bind")
+            .header(http::header::HOST, "sandbox")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::AUTHORIZATION, format!("Bearer {}", secret.reveal()))
+            .body(Full::new(hyper::body::Bytes::from(body)))
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        if response.status() == http::StatusCode::NO_CONTENT {
+            return Ok(());
+        }
+        let body = http_body_util::Limited::new(response.into_body(), 64 << 10).collect().await;
+        let bytes = body.map_err(|error| error.to_string())?.to_bytes();
+        Err(serde_json::from_slice::<Problem>(&bytes)
+            .map_or_else(|_| "its answer is no answer".to_owned(), |problem| problem.to_string()))
+    };
+    tokio::select! {
+        bound = talk => bound,
+        // The connection ends before the answer only if sandboxd does.
+        ended = connection => Err(ended.err().map_or_else(|| "sandboxd closed the connection".to_owned(), |error| error.to_string())),
+    }
+}
+
+/// When a process was started, in clock ticks after boot; `None` if it is gone or a zombie.
+fn started_at(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+fn is_running(init: Init) -> bool {
+    started_at(init.pid) == Some(init.started)
+}
+
+/// Ends one process and waits for it: SIGTERM, then SIGKILL.
+fn end_process(pid: i32) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    for (signal, patience) in [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, STOP_PATIENCE)] {
+        if rustix::process::pidfd_send_signal(&handle, signal).is_err() {
+            return;
+        }
+        let mut wait = [PollFd::new(&handle, PollFlags::IN)];
+        let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
+        if rustix::event::poll(&mut wait, Some(&patience)).is_ok_and(|ready| ready > 0) {
+            return;
+        }
+    }
+}
+
+fn make_private(path: &Path) -> Result<(), LocalError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| state("make", path, source))
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())
+}
+
+fn random_hex(bytes: usize) -> String {
+    let mut raw = vec![0; bytes];
+    getrandom::fill(&mut raw).expect("the kernel gives random bytes on every Linux since 3.17");
+    raw.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sixteen hexadecimal digits that stand for a longer text (FNV-1a).
+fn short(text: &str) -> String {
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

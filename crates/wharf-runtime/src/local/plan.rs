@@ -1,0 +1,57 @@
+//! What the launcher is told: everything decided beforehand, sent through a pipe.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wharf_protocol::{Isolation, MountSpec, NetworkMode, Secret};
+
+/// The whole of one launch.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Plan {
+    pub(super) name: String,
+    /// The static or dynamic sandboxd on the host.
+    pub(super) sandboxd: PathBuf,
+    /// Holds `run/`, where the socket will be, and `root/`, where the new root is built.
+    pub(super) directory: PathBuf,
+    /// Where the socket will be on the host.
+    pub(super) socket: PathBuf,
+    pub(super) log: PathBuf,
+    pub(super) workspace: Option<PathBuf>,
+    pub(super) working_dir: PathBuf,
+    pub(super) mounts: Vec<MountSpec>,
+    pub(super) isolation: Isolation,
+    pub(super) network: NetworkMode,
+    pub(super) bounds: Bounds,
+    pub(super) cgroup: String,
+    pub(super) bind_secret: Secret,
+}
+
+/// What a sandbox may use, with defaults filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    pub memory_bytes: u64,
+    pub processes: u32,
+    pub cpu_millis: Option<u32>,
+    /// For each private directory in memory, and for each single file elsewhere.
+    pub disk_bytes: u64,
+}
+
+/// What came of a launch; the launcher's answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub(super) enum Launched {
+    Started { pid: i32, report: Vec<Wall> },
+    Failed { part: String, reason: String },
+}
+
+/// One part of the isolation, and whether it is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wall {
+    pub part: String,
+    /// Why it is missing; `None` when it is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// What it means here, if that is not plain from its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
