@@ -1,1 +1,244 @@
+//! Everything that is done to a ready sandbox, over any route.
+//!
+//! A [`Sandbox`] is a route and a key; it opens one connection a call, so that nothing is shared and nothing goes stale.
+//! This crate prints nothing, reads no environment, and does not know what kind of runtime a sandbox lives in.
 #![forbid(unsafe_code)]
+
+mod error;
+mod files;
+mod output;
+mod route;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use wharf_protocol::{
+    CommandResult, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, RunRequest, Secret, SessionId, SessionInfo,
+    SessionRequest,
+};
+
+pub use self::{
+    error::{ClientError, ErrorKind},
+    files::Files,
+    output::{Input, Output},
+    route::{Route, RouteStream},
+};
+
+/// An answer that is held in memory is at most so long.
+const LONGEST_ANSWER: usize = 64 << 20;
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a call that waits for nothing may take.
+const CALL_PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// One ready sandbox.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    route: Route,
+    key: Secret,
+}
+
+impl Sandbox {
+    pub fn new(route: Route, key: Secret) -> Self {
+        Self { route, key }
+    }
+
+    /// Whether the sandbox is blank, ready or stopping.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; all calls of this crate are safe to drop, and those that change nothing are safe to repeat.
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        self.get("/v1/health").await
+    }
+
+    /// What the sandbox is and how much it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn info(&self) -> Result<Info, ClientError> {
+        self.get("/v1/info").await
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; a program that does not exist is a problem that names `argv`.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<ExecInfo, ClientError> {
+        self.json(Method::POST, "/v1/execs", request).await
+    }
+
+    /// All execs, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn execs(&self) -> Result<Vec<ExecInfo>, ClientError> {
+        self.get("/v1/execs").await
+    }
+
+    /// One exec.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn exec_info(&self, id: &ExecId) -> Result<ExecInfo, ClientError> {
+        self.get(&format!("/v1/execs/{id}")).await
+    }
+
+    /// Ends an exec's process tree and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn remove_exec(&self, id: &ExecId) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &format!("/v1/execs/{id}"), None, empty(), CALL_PATIENCE).await.map(drop)
+    }
+
+    /// Opens a session, or finds the one of the same id.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn session(&self, request: &SessionRequest) -> Result<SessionInfo, ClientError> {
+        self.json(Method::POST, "/v1/sessions", request).await
+    }
+
+    /// All sessions, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
+        self.get("/v1/sessions").await
+    }
+
+    /// Runs a command in a session and waits for its end, or for one of its time limits.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; a session that is busy is a conflict.
+    pub async fn run(&self, session: &SessionId, request: &RunRequest) -> Result<CommandResult, ClientError> {
+        let body = to_json(request)?;
+        let path = format!("/v1/sessions/{session}/run");
+        // The command may take as long as it likes; the request's own limits end the wait.
+        let response = self.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?;
+        parse(response).await
+    }
+
+    /// The output of an exec from `offset` on, and a way to talk to the process.
+    pub fn attach_exec(&self, id: &ExecId, offset: u64) -> Output {
+        Output::new(self.clone(), format!("/v1/execs/{id}/output"), offset, false)
+    }
+
+    /// The output of a session from `offset` on, or from what its screen shows now, and a way to type.
+    pub fn attach_session(&self, id: &SessionId, offset: Option<u64>) -> Output {
+        Output::new(self.clone(), format!("/v1/sessions/{id}/output"), offset.unwrap_or(0), offset.is_none())
+    }
+
+    /// The sandbox's files.
+    pub fn files(&self) -> Files<'_> {
+        Files::new(self)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(self.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?).await
+    }
+
+    pub(crate) async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = full(to_json(body)?);
+        parse(self.send(method, path, Some("application/json"), body, CALL_PATIENCE).await?).await
+    }
+
+    /// Sends a request on a connection of its own; an answer that is no success is an error.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        media_type: Option<&str>,
+        body: Body,
+        patience: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::connection)?;
+        // It ends with the answer, or when nobody wants that any more.
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sandbox")
+            .header(header::AUTHORIZATION, self.authorization());
+        if let Some(media_type) = media_type {
+            request = request.header(header::CONTENT_TYPE, media_type);
+        }
+        let request = request.body(body).map_err(|error| ClientError::Request { reason: error.to_string() })?;
+        let answered = async { sender.send_request(request).await.map_err(ClientError::connection) };
+        let response = if patience == Duration::MAX {
+            answered.await?
+        } else {
+            tokio::time::timeout(patience, answered).await.map_err(|_| ClientError::TimedOut { after: patience })??
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let bytes = collect(response).await?;
+        Err(refusal(status, &bytes))
+    }
+
+    pub(crate) async fn connect(&self) -> Result<RouteStream, ClientError> {
+        let connected = tokio::time::timeout(CONNECT_PATIENCE, self.route.connect()).await;
+        connected
+            .map_err(|_| ClientError::TimedOut { after: CONNECT_PATIENCE })?
+            .map_err(|source| ClientError::Connect { route: self.route.to_string(), source })
+    }
+
+    pub(crate) fn authorization(&self) -> String {
+        format!("Bearer {}", self.key.reveal())
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<Bytes, ClientError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| ClientError::Request { reason: error.to_string() })
+}
+
+pub(crate) fn empty() -> Body {
+    full(Bytes::new())
+}
+
+pub(crate) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect();
+    let body = tokio::time::timeout(CALL_PATIENCE, body).await;
+    let body = body.map_err(|_| ClientError::TimedOut { after: CALL_PATIENCE })?;
+    body.map(|body| body.to_bytes()).map_err(|error| ClientError::Answer { reason: error.to_string() })
+}
+
+pub(crate) async fn parse<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ClientError> {
+    let bytes = collect(response).await?;
+    serde_json::from_slice(&bytes).map_err(|error| ClientError::Answer { reason: error.to_string() })
+}
+
+fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
+    match serde_json::from_slice::<Problem>(bytes) {
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(_) => ClientError::Answer { reason: format!("the answer was {status} without a problem") },
+    }
+}

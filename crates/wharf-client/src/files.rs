@@ -1,0 +1,113 @@
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use http::Method;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use hyper::body::Frame as BodyFrame;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+use wharf_protocol::{DirectoryListing, FileStat, UploadResult};
+
+use crate::{CALL_PATIENCE, ClientError, Sandbox, empty, parse};
+
+/// The files of a sandbox. Content goes through in pieces, never whole through memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    sandbox: &'a Sandbox,
+}
+
+impl<'a> Files<'a> {
+    pub(crate) fn new(sandbox: &'a Sandbox) -> Self {
+        Self { sandbox }
+    }
+
+    /// Describes one path; a symlink itself.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; nothing there is a refusal of kind `NotFound`.
+    pub async fn stat(&self, path: &str) -> Result<FileStat, ClientError> {
+        self.sandbox.get(&format!("/v1/files/stat?path={}", encoded(path))).await
+    }
+
+    /// The entries of a directory, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn list(&self, path: &str) -> Result<DirectoryListing, ClientError> {
+        self.sandbox.get(&format!("/v1/files/list?path={}", encoded(path))).await
+    }
+
+    /// Copies a file's bytes to `out`; says how many.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; a connection that breaks in the middle is one too.
+    pub async fn read(&self, path: &str, out: impl AsyncWrite + Unpin) -> Result<u64, ClientError> {
+        self.download(&format!("/v1/files/content?path={}", encoded(path)), out).await
+    }
+
+    /// Copies what is below a directory, or one file, to `out` as a tar stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Files::read`].
+    pub async fn read_tar(&self, path: &str, out: impl AsyncWrite + Unpin) -> Result<u64, ClientError> {
+        self.download(&format!("/v1/files/archive?path={}", encoded(path)), out).await
+    }
+
+    /// Writes a file in one step from `input`, making missing directories.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; then the old file stays.
+    pub async fn write(
+        &self,
+        path: &str,
+        mode: Option<u32>,
+        input: impl AsyncRead + Send + 'static,
+    ) -> Result<UploadResult, ClientError> {
+        let mode = mode.map(|mode| format!("&mode={mode:o}")).unwrap_or_default();
+        self.upload(&format!("/v1/files/content?path={}&parents=true{mode}", encoded(path)), input).await
+    }
+
+    /// Unpacks a tar stream below a directory, which is made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; members before the refused one are left.
+    pub async fn write_tar(
+        &self,
+        path: &str,
+        input: impl AsyncRead + Send + 'static,
+    ) -> Result<UploadResult, ClientError> {
+        self.upload(&format!("/v1/files/archive?path={}", encoded(path)), input).await
+    }
+
+    async fn download(&self, path: &str, mut out: impl AsyncWrite + Unpin) -> Result<u64, ClientError> {
+        let response = self.sandbox.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?;
+        let mut body = BodyStream::new(response.into_body());
+        let mut bytes = 0;
+        while let Some(frame) = body.try_next().await.map_err(ClientError::connection)? {
+            if let Ok(data) = frame.into_data() {
+                bytes += data.len() as u64;
+                out.write_all(&data).await.map_err(ClientError::Local)?;
+            }
+        }
+        out.flush().await.map_err(ClientError::Local)?;
+        Ok(bytes)
+    }
+
+    async fn upload(&self, path: &str, input: impl AsyncRead + Send + 'static) -> Result<UploadResult, ClientError> {
+        let frames = ReaderStream::with_capacity(input, 256 << 10).map_ok(BodyFrame::data);
+        let body = BodyExt::boxed_unsync(StreamBody::new(frames));
+        let media_type = Some("application/octet-stream");
+        parse(self.sandbox.send(Method::PUT, path, media_type, body, Duration::MAX).await?).await
+    }
+}
+
+fn encoded(path: &str) -> String {
+    utf8_percent_encode(path, NON_ALPHANUMERIC).to_string()
+}

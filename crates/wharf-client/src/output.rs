@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message, client::IntoClientRequest, protocol::WebSocketConfig},
+};
+use wharf_protocol::Frame;
+
+use crate::{ClientError, RouteStream, Sandbox};
+
+/// Frames of a caller that wait to be sent; a caller that is faster waits.
+const PENDING_INPUT: usize = 16;
+const LARGEST_MESSAGE: usize = 4 << 20;
+/// How often in a row a lost connection is made again before the loss is told.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What an exec or a session prints, frame by frame.
+///
+/// A lost connection is made again by itself and goes on at the same offset: nothing comes twice, and what is no longer
+/// kept is told as a gap. Input that was on its way then may be lost.
+#[derive(Debug)]
+pub struct Output {
+    sandbox: Sandbox,
+    path: String,
+    offset: u64,
+    redraw: bool,
+    socket: Option<WebSocketStream<RouteStream>>,
+    input: mpsc::Receiver<Frame>,
+    sender: mpsc::Sender<Frame>,
+    ended: bool,
+}
+
+/// The caller's half: input, signals and sizes.
+#[derive(Debug, Clone)]
+pub struct Input(mpsc::Sender<Frame>);
+
+impl Input {
+    /// Sends a frame; waits while earlier ones are on their way. `false` if nobody takes them any more.
+    pub async fn send(&self, frame: Frame) -> bool {
+        self.0.send(frame).await.is_ok()
+    }
+}
+
+impl Output {
+    pub(crate) fn new(sandbox: Sandbox, path: String, offset: u64, redraw: bool) -> Self {
+        let (sender, input) = mpsc::channel(PENDING_INPUT);
+        Self { sandbox, path, offset, redraw, socket: None, input, sender, ended: false }
+    }
+
+    pub fn input(&self) -> Input {
+        Input(self.sender.clone())
+    }
+
+    /// The next frame; `None` after the last. Input is sent while this is being waited for.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost and cannot be made again, or the sandbox refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe for output; an input frame that was being sent may be lost.
+    pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
+        let mut tries = 0;
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            let socket = match &mut self.socket {
+                Some(socket) => socket,
+                None => match self.open().await {
+                    Ok(socket) => self.socket.insert(socket),
+                    Err(error) if error.is_retryable() && tries < TRIES && tries > 0 => {
+                        tries += 1;
+                        tokio::time::sleep(PAUSE * tries).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            let event = tokio::select! {
+                biased;
+                Some(frame) = self.input.recv() => {
+                    if socket.send(Message::Binary(frame.encode())).await.is_err() {
+                        self.socket = None;
+                        tries += 1;
+                    }
+                    continue;
+                }
+                message = socket.next() => message,
+            };
+            match event {
+                Some(Ok(Message::Binary(data))) => {
+                    let frame =
+                        Frame::decode(data).map_err(|error| ClientError::Answer { reason: error.to_string() })?;
+                    self.note(&frame);
+                    return Ok(Some(frame));
+                }
+                Some(Ok(Message::Close(Some(close)))) if !close.reason.is_empty() => {
+                    self.ended = true;
+                    return Err(ClientError::Answer { reason: close.reason.to_string() });
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => {
+                    self.socket = None;
+                    tries += 1;
+                    if tries > TRIES {
+                        return Err(ClientError::connection("it was lost again and again"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Output { offset, data, .. } => {
+                // What painted the screen is not of the log: it stands at the offset where the log goes on.
+                let painted = std::mem::take(&mut self.redraw);
+                self.offset = if painted { offset.0 } else { offset.0 + data.len() as u64 };
+            }
+            Frame::Gap { to, .. } => self.offset = to.0,
+            Frame::Exit { .. } | Frame::End { .. } => self.ended = true,
+            Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. } => {}
+        }
+    }
+
+    async fn open(&self) -> Result<WebSocketStream<RouteStream>, ClientError> {
+        let stream = self.sandbox.connect().await?;
+        let query = if self.redraw { "redraw=true".to_owned() } else { format!("offset={}&follow=true", self.offset) };
+        let mut request = format!("ws://sandbox{}?{query}", self.path)
+            .into_client_request()
+            .map_err(|error| ClientError::Request { reason: error.to_string() })?;
+        let authorization = self.sandbox.authorization().parse();
+        let authorization =
+            authorization.map_err(|_| ClientError::Request { reason: "the key is not one line".to_owned() })?;
+        request.headers_mut().insert(http::header::AUTHORIZATION, authorization);
+        let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
+        match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => {
+                Err(crate::refusal(response.status(), response.body().as_deref().unwrap_or_default()))
+            }
+            Err(error) => Err(ClientError::connection(error)),
+        }
+    }
+}

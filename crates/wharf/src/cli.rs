@@ -1,0 +1,230 @@
+//! The flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxName};
+
+use crate::parse;
+
+/// Sandboxes for coding agents: a shell that stays, files, processes, and walls around all of it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wharf",
+    version,
+    after_help = "Examples:\n  wharf run -- echo hello                 a throw-away sandbox for one command\n  wharf run \
+                  --mount . -w /workspace -it -- bash\n  wharf create box && wharf exec box -- make test && wharf rm \
+                  box\n  wharf cp src box:/workspace             copy a directory in\n\nExit codes: that of the command; 125 if \
+                  wharf itself failed, 127 if the command does not exist, 2 for wrong usage."
+)]
+pub(crate) struct Cli {
+    /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
+    #[arg(long, global = true, env = "WHARF_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// How results are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = OutputForm::Table)]
+    pub(crate) output: OutputForm,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputForm {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one command in a throw-away sandbox.
+    Run(Run),
+    /// Make a sandbox and print its name.
+    Create(Create),
+    /// Run a command in a sandbox.
+    Exec(Exec),
+    /// Open a shell in a sandbox; it stays when you leave with Ctrl-P Ctrl-Q.
+    Shell(Shell),
+    /// Follow the output of an exec or a session from an offset.
+    Attach(Attach),
+    /// Copy files: SANDBOX:PATH on one side, a local path on the other, `-` for a tar stream.
+    Cp(Cp),
+    /// List sandboxes.
+    Ls,
+    /// Print what an exec printed so far; without an id, sandboxd's own log.
+    Logs(Logs),
+    /// Show all about a sandbox as JSON.
+    Inspect { name: SandboxName },
+    /// End a sandbox's processes and keep its workspace.
+    Stop { name: SandboxName },
+    /// Start a stopped sandbox again.
+    Start { name: SandboxName },
+    /// Remove sandboxes and all that belongs to them.
+    Rm {
+        #[arg(required_unless_present = "all")]
+        names: Vec<SandboxName>,
+        /// Every sandbox.
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+    },
+    /// Remove what killed programs left half made.
+    Gc,
+    /// Print a completion script.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// What a new sandbox is like.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Shape {
+    /// SOURCE[:TARGET[:ro]] shows a directory of this machine; TARGET is the working directory if it is left out.
+    #[arg(long, value_name = "MOUNT")]
+    pub(crate) mount: Vec<String>,
+    /// Where commands start.
+    #[arg(short = 'w', long, default_value = "/workspace", value_name = "DIR")]
+    pub(crate) workdir: String,
+    /// K=V, or K alone to pass a variable on.
+    #[arg(short = 'e', long, value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// How strong the walls have to be: full or nothing, as good as this machine allows, or none at all.
+    #[arg(long, value_enum, default_value_t = IsolationArg::Full)]
+    pub(crate) isolation: IsolationArg,
+    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
+    pub(crate) network: NetworkArg,
+    /// Bytes of memory, such as 512M or 2G [default: three quarters of the machine].
+    #[arg(long, value_parser = parse::size, value_name = "SIZE")]
+    pub(crate) memory: Option<u64>,
+    /// Processes and threads at the same time [default: 4096].
+    #[arg(long, value_name = "N")]
+    pub(crate) processes: Option<u32>,
+    /// CPUs, such as 1.5.
+    #[arg(long, value_parser = parse::cpus, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Bytes of each private directory, such as 1G [default: 10G].
+    #[arg(long, value_parser = parse::size, value_name = "SIZE")]
+    pub(crate) disk: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsolationArg {
+    Full,
+    BestEffort,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetworkArg {
+    Host,
+    None,
+}
+
+impl From<IsolationArg> for Isolation {
+    fn from(argument: IsolationArg) -> Self {
+        match argument {
+            IsolationArg::Full => Self::Full,
+            IsolationArg::BestEffort => Self::BestEffort,
+            IsolationArg::None => Self::None,
+        }
+    }
+}
+
+impl From<NetworkArg> for NetworkMode {
+    fn from(argument: NetworkArg) -> Self {
+        match argument {
+            NetworkArg::Host => Self::Host,
+            NetworkArg::None => Self::None,
+        }
+    }
+}
+
+impl Shape {
+    /// The mounts, with the working directory as the default target.
+    pub(crate) fn mounts(&self) -> Result<Vec<MountSpec>, String> {
+        self.mount.iter().map(|text| parse::mount(text, &self.workdir)).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+    #[command(flatten)]
+    pub(crate) terminal: TerminalFlags,
+    /// End the command after so long, such as 30s or 5m.
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub(crate) timeout: Option<std::time::Duration>,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TerminalFlags {
+    /// Pass standard input on.
+    #[arg(short = 'i', long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Made up if it is left out.
+    pub(crate) name: Option<SandboxName>,
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    pub(crate) name: SandboxName,
+    #[command(flatten)]
+    pub(crate) terminal: TerminalFlags,
+    /// Print the exec's id and leave it running.
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) detach: bool,
+    /// A user of the sandbox, by name or number.
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// K=V, or K alone to pass a variable on.
+    #[arg(short = 'e', long, value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// End the command after so long, such as 30s or 5m.
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub(crate) timeout: Option<std::time::Duration>,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    pub(crate) name: SandboxName,
+    /// The session; the same one again shows what is on its screen.
+    #[arg(long, default_value = "main")]
+    pub(crate) session: wharf_protocol::SessionId,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    pub(crate) name: SandboxName,
+    /// An exec's or a session's id.
+    pub(crate) id: String,
+    /// Where to start in its output.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub(crate) offset: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cp {
+    pub(crate) source: String,
+    pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    pub(crate) name: SandboxName,
+    pub(crate) id: Option<String>,
+    /// Go on with what is printed later.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}

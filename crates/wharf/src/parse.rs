@@ -1,0 +1,129 @@
+//! Texts of the command line as values. Pure.
+
+use std::time::Duration;
+
+use wharf_protocol::MountSpec;
+
+/// `512`, `512K`, `1.5G`, `2GiB`: bytes, in powers of 1024.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_end_matches("iB").trim_end_matches('B').to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("expected a size such as 512M or 2G".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a size such as 512M or 2G".to_owned())?;
+    let bytes = number * (1_u64 << shift) as f64;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 {
+        Ok(bytes as u64)
+    } else {
+        Err("a size is at least one byte".to_owned())
+    }
+}
+
+/// `30s`, `5m`, `2h`, `500ms`; a number alone is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("expected a time such as 500ms, 30s, 5m or 2h".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a time such as 500ms, 30s, 5m or 2h".to_owned())?;
+    Duration::try_from_secs_f64(number * seconds)
+        .ok()
+        .filter(|duration| duration.as_millis() > 0)
+        .ok_or_else(|| "a time is at least one millisecond".to_owned())
+}
+
+/// `1.5` CPUs as thousandths.
+pub(crate) fn cpus(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(cpus) if (0.01..=4096.0).contains(&cpus) => Ok((cpus * 1000.0) as u32),
+        _ => Err("expected a number of CPUs such as 1.5".to_owned()),
+    }
+}
+
+/// `SOURCE[:TARGET[:ro|rw]]`; a relative source is taken from the current directory.
+pub(crate) fn mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
+    let (text_without_mode, read_only) = match text.strip_suffix(":ro") {
+        Some(rest) => (rest, true),
+        None => (text.strip_suffix(":rw").unwrap_or(text), false),
+    };
+    let (source, target) = text_without_mode.split_once(':').unwrap_or((text_without_mode, default_target));
+    let absolute = std::fs::canonicalize(source).map_err(|error| format!("--mount `{text}`: `{source}`: {error}"))?;
+    if !target.starts_with('/') {
+        return Err(format!("--mount `{text}`: the target `{target}` must be absolute"));
+    }
+    Ok(MountSpec { source: absolute.display().to_string(), target: target.to_owned(), read_only })
+}
+
+/// One side of `cp`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Sandbox {
+        name: String,
+        path: String,
+    },
+    Local(String),
+    /// Standard input or output, as a tar stream.
+    Stream,
+}
+
+/// `SANDBOX:PATH`, a local path, or `-`. A local path with a colon is written with a slash before it: `./a:b`.
+pub(crate) fn place(text: &str) -> Place {
+    match text.split_once(':') {
+        _ if text == "-" => Place::Stream,
+        Some((name, path)) if !name.contains('/') && !name.is_empty() => {
+            Place::Sandbox { name: name.to_owned(), path: path.to_owned() }
+        }
+        _ => Place::Local(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        for (text, bytes) in [("512", 512), ("1K", 1024), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("3mb", 3 << 20)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1X", "0", "1..5"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        for (text, millis) in [("30s", 30_000), ("5", 5000), ("500ms", 500), ("1.5m", 90_000), ("2h", 7_200_000)] {
+            assert_eq!(duration(text).map(|time| time.as_millis()), Ok(millis), "{text}");
+        }
+        for text in ["", "s", "1d", "0s", "1e3s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!(cpus("1.5"), Ok(1500));
+        assert!(cpus("0").is_err());
+    }
+
+    #[test]
+    fn a_mount_has_a_source_and_perhaps_a_target() {
+        let spec = |target: &str, read_only| Ok(MountSpec { source: "/usr".into(), target: target.into(), read_only });
+        assert_eq!(mount("/usr", "/work"), spec("/work", false));
+        assert_eq!(mount("/usr:ro", "/work"), spec("/work", true));
+        assert_eq!(mount("/usr:/data:ro", "/work"), spec("/data", true));
+        assert!(mount("/nonexistent", "/work").is_err());
+        assert!(mount("/usr:rel", "/work").is_err());
+    }
+
+    #[test]
+    fn a_side_of_cp_is_in_a_sandbox_or_here() {
+        assert_eq!(place("box:/a:b"), Place::Sandbox { name: "box".into(), path: "/a:b".into() });
+        assert_eq!(place("./a:b"), Place::Local("./a:b".into()));
+        assert_eq!(place("-"), Place::Stream);
+    }
+}
