@@ -178,6 +178,8 @@ struct Ids {
     namespace: Option<OwnedFd>,
     /// The host's number of root in the sandbox, as seen where the mounts are made.
     root: u32,
+    /// For each mount the namespace that makes its owner root inside. Made while `/proc` still shows our own numbers.
+    owners: Vec<OwnedFd>,
 }
 
 fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Option<Ids>, Failure> {
@@ -186,12 +188,17 @@ fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Option<Ids>, F
         let first = first_id(&plan.name);
         match user_namespace(&format!("0 {first} {IDS}")) {
             Ok(namespace) => {
+                let owners = plan.mounts.iter().map(|mount| {
+                    let metadata = fs::metadata(&mount.source)?;
+                    user_namespace_for(metadata.uid(), metadata.gid(), first)
+                });
+                let owners = owners.collect::<io::Result<_>>().part("mounts")?;
                 walls.stands(part, Some(format!("root inside is user {first} outside")));
-                return Ok(Some(Ids { namespace: Some(namespace), root: first }));
+                return Ok(Some(Ids { namespace: Some(namespace), root: first, owners }));
             }
             Err(error) => walls.missing(part, error)?,
         }
-        return Ok(Some(Ids { namespace: None, root: 0 }));
+        return Ok(Some(Ids { namespace: None, root: 0, owners: Vec::new() }));
     }
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let entered = sys::unshare(UnshareFlags::NEWUSER).and_then(|()| {
@@ -202,7 +209,7 @@ fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Option<Ids>, F
     match entered {
         Ok(()) => {
             walls.stands(part, Some("root inside is you outside; there are no other users".to_owned()));
-            Ok(Some(Ids { namespace: None, root: 0 }))
+            Ok(Some(Ids { namespace: None, root: 0, owners: Vec::new() }))
         }
         // Without it an ordinary user can build no other wall.
         Err(error) => {
@@ -419,8 +426,8 @@ fn build_root(plan: &Plan, ids: &Ids) -> Result<(), Failure> {
         make_directory(&target).part("workspace")?;
         bind(workspace, &target, false).part("workspace")?;
     }
-    for mount in &plan.mounts {
-        show_mount(mount, &root, ids).part(format!("mount of {}", mount.source))?;
+    for (at, mount) in plan.mounts.iter().enumerate() {
+        show_mount(mount, &root, ids.owners.get(at)).part(format!("mount of {}", mount.source))?;
     }
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;
@@ -464,7 +471,7 @@ fn below(root: &Path, inside: &Path) -> io::Result<PathBuf> {
 }
 
 /// Shows a directory that the user asked for. As root, its owner outside is root inside.
-fn show_mount(mount: &MountSpec, root: &Path, ids: &Ids) -> io::Result<()> {
+fn show_mount(mount: &MountSpec, root: &Path, owner: Option<&OwnedFd>) -> io::Result<()> {
     let source = Path::new(&mount.source);
     let metadata = fs::metadata(source)?;
     let target = below(root, Path::new(&mount.target))?;
@@ -476,9 +483,8 @@ fn show_mount(mount: &MountSpec, root: &Path, ids: &Ids) -> io::Result<()> {
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, source, flags)?;
-    if ids.namespace.is_some() {
-        let owner = user_namespace_for(metadata.uid(), metadata.gid(), ids.root)?;
-        sys::map_ids(&tree, &owner)?;
+    if let Some(owner) = owner {
+        sys::map_ids(&tree, owner)?;
     }
     rustix::mount::move_mount(&tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     sys::harden_mount(&target, mount.read_only)

@@ -1,0 +1,231 @@
+//! The built `wharf`, used as a person would, with real sandboxes.
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+struct Wharf {
+    state: tempfile::TempDir,
+}
+
+impl Wharf {
+    fn new() -> Self {
+        Self { state: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(wharf_e2e::program("wharf"));
+        command.arg("--state-dir").arg(self.state.path()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    #[track_caller]
+    fn check(&self, arguments: &[&str], code: i32, stdout: &str) {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{arguments:?}: {error}");
+    }
+
+    /// Runs a script in a throw-away sandbox; gives what it printed.
+    #[track_caller]
+    fn inside(&self, script: &str) -> String {
+        let output = self.run(&["run", "--", "sh", "-c", script]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Wharf {
+    fn drop(&mut self) {
+        self.run(&["rm", "--all"]);
+    }
+}
+
+#[test]
+fn a_throw_away_sandbox_runs_a_command_and_leaves_nothing() {
+    let wharf = Wharf::new();
+    wharf.check(&["run", "--", "echo", "hello"], 0, "hello\n");
+    wharf.check(&["run", "--", "sh", "-c", "exit 7"], 7, "");
+    wharf.check(&["run", "--", "sh", "-c", "kill -9 $$"], 137, "");
+    wharf.check(&["run", "--", "no-such-program"], 127, "");
+    for directory in ["sandboxes", "r", "locks"] {
+        let left: Vec<_> = std::fs::read_dir(wharf.state.path().join(directory)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn input_is_passed_on_and_streams_stay_apart() {
+    let wharf = Wharf::new();
+    let mut child = wharf
+        .command(&["run", "-i", "--", "sh", "-c", "cat; echo error >&2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = "x".repeat(1 << 20);
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout.len(), text.len());
+    assert_eq!(output.stderr, b"error\n");
+}
+
+#[test]
+fn a_sandbox_lives_stops_starts_and_goes() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    assert_eq!(wharf.run(&["create", "box"]).status.code(), Some(125));
+    wharf.check(&["exec", "box", "--", "sh", "-c", "echo kept > file; pwd"], 0, "/workspace\n");
+    wharf.check(&["stop", "box"], 0, "");
+    assert_eq!(wharf.run(&["exec", "box", "--", "true"]).status.code(), Some(125));
+    wharf.check(&["start", "box"], 0, "");
+    wharf.check(&["exec", "box", "-e", "A=b c", "--", "sh", "-c", "cat file; echo $A"], 0, "kept\nb c\n");
+    wharf.check(&["rm", "box"], 0, "box\n");
+    assert_eq!(wharf.run(&["rm", "box"]).status.code(), Some(125));
+}
+
+#[test]
+fn files_and_directories_are_copied_both_ways() {
+    let wharf = Wharf::new();
+    let here = tempfile::tempdir().unwrap();
+    let at = |name: &str| here.path().join(name).display().to_string();
+    std::fs::create_dir_all(here.path().join("dir/sub")).unwrap();
+    std::fs::write(here.path().join("dir/sub/file"), "content").unwrap();
+    wharf.check(&["create", "box"], 0, "box\n");
+    wharf.check(&["cp", &at("dir"), "box:/workspace"], 0, "");
+    wharf.check(&["exec", "box", "--", "cat", "dir/sub/file"], 0, "content");
+    wharf.check(&["cp", "box:/workspace/dir", &at("back")], 0, "");
+    assert_eq!(std::fs::read_to_string(here.path().join("back/sub/file")).unwrap(), "content");
+    wharf.check(&["cp", "box:/workspace/dir/sub/file", &at("single")], 0, "");
+    assert_eq!(std::fs::read_to_string(here.path().join("single")).unwrap(), "content");
+    assert_eq!(wharf.run(&["cp", "box:/nonexistent", &at("none")]).status.code(), Some(125));
+}
+
+#[test]
+fn a_mounted_directory_is_shared_with_its_owner() {
+    let wharf = Wharf::new();
+    let here = tempfile::tempdir().unwrap();
+    let mount = here.path().display().to_string();
+    wharf.check(&["run", "--mount", &mount, "--", "sh", "-c", "echo from inside > file"], 0, "");
+    let file = here.path().join("file");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "from inside\n");
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&file).unwrap());
+    assert_eq!(owner, rustix::process::geteuid().as_raw());
+    let read_only = format!("{mount}:/data:ro");
+    assert_ne!(wharf.run(&["run", "--mount", &read_only, "--", "touch", "/data/x"]).status.code(), Some(0));
+}
+
+#[test]
+fn attempts_to_get_out_fail() {
+    let wharf = Wharf::new();
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "host secret").unwrap();
+    let attempts = [
+        ("read the host's shadow file", "cat /etc/shadow"),
+        ("read a host file", &*format!("cat {}", secret.path().display())),
+        ("read the state directory", &*format!("ls {}", wharf.state.path().join("sandboxes").display())),
+        ("write the host's programs", "touch /usr/bin/evil"),
+        ("write the host's settings", "touch /etc/evil"),
+        ("mount", "mount -t tmpfs none /tmp"),
+        ("unmount", "umount /proc"),
+        ("make the root writable", "mount -o remount,rw /usr"),
+        ("make a device", "mknod /tmp/sda b 8 0"),
+        ("write kernel settings", "echo 1 > /proc/sys/kernel/panic"),
+        ("set the core pattern", "echo '|/tmp/x' > /proc/sys/kernel/core_pattern"),
+        ("press SysRq", "echo h > /proc/sysrq-trigger"),
+        ("enter a new user namespace", "unshare --user true"),
+        ("enter the first process's namespaces", "nsenter -t 1 -m true"),
+        ("load a module", "modprobe dummy"),
+        ("change the clock", "date -s 2001-01-01"),
+        ("change the host's name", "hostname evil"),
+        ("trace sandboxd out of its walls", "cat /proc/1/root/etc/shadow"),
+    ];
+    for (what, script) in attempts {
+        assert_eq!(
+            wharf.inside(&format!("if ({script}) >/dev/null 2>&1; then echo out; else echo held; fi")),
+            "held\n",
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn processes_of_the_host_are_neither_seen_nor_reached() {
+    let wharf = Wharf::new();
+    let mut host = Command::new("sleep").arg("1000").spawn().unwrap();
+    let seen =
+        wharf.inside(&format!("ls /proc | grep -c '^[0-9]'; kill -9 {} 2>/dev/null; kill -9 -1; true", host.id()));
+    assert!(seen.trim().parse::<u32>().unwrap() < 10, "{seen}");
+    assert!(host.try_wait().unwrap().is_none(), "a process of the host was killed");
+    host.kill().unwrap();
+    host.wait().unwrap();
+}
+
+#[test]
+fn without_a_network_there_is_only_a_loopback() {
+    let wharf = Wharf::new();
+    wharf.check(&["run", "--network", "none", "--", "sh", "-c", "grep -c : /proc/net/dev"], 0, "1\n");
+}
+
+#[test]
+fn a_fork_bomb_is_bounded() {
+    let wharf = Wharf::new();
+    let script = "i=0; while [ $i -lt 200 ]; do sleep 100 & i=$((i+1)); done 2>/dev/null; echo started";
+    let output = wharf.run(&["run", "--processes", "60", "--", "sh", "-c", script]);
+    // The shell itself gives up, or goes on with fewer: either way the machine is still there and the sandbox is gone.
+    assert!(output.status.code().is_some());
+    assert!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().next().is_none());
+}
+
+#[test]
+fn filling_memory_and_disk_is_bounded() {
+    let wharf = Wharf::new();
+    let output = wharf.run(&["run", "--memory", "100M", "--", "sh", "-c", "head -c 400M /dev/zero | tail"]);
+    assert_ne!(output.status.code(), Some(0));
+    for place in ["/tmp", "/home", "/workspace"] {
+        let script = format!("head -c 50M /dev/zero > {place}/big");
+        let output = wharf.run(&["run", "--disk", "10M", "--", "sh", "-c", &script]);
+        assert_ne!(output.status.code(), Some(0), "{place}");
+    }
+}
+
+#[test]
+fn a_creator_that_is_killed_leaves_nothing_that_gc_does_not_remove() {
+    let wharf = Wharf::new();
+    let half_made = wharf.state.path().join("sandboxes/half/workspace");
+    std::fs::create_dir_all(&half_made).unwrap();
+    std::fs::write(wharf.state.path().join("sandboxes/half/key"), "x").unwrap();
+    wharf.check(&["gc"], 0, "half\n");
+    assert!(!Path::new(&half_made).exists());
+}
+
+#[test]
+fn two_creates_of_one_name_make_one_sandbox() {
+    let wharf = Wharf::new();
+    let children: Vec<_> =
+        (0..4).map(|_| wharf.command(&["create", "same"]).stderr(Stdio::null()).spawn().unwrap()).collect();
+    let won = children
+        .into_iter()
+        .filter_map(|child| child.wait_with_output().ok())
+        .filter(|output| output.status.success())
+        .count();
+    assert_eq!(won, 1);
+}
+
+#[test]
+fn help_and_errors_teach() {
+    let wharf = Wharf::new();
+    let help = String::from_utf8(wharf.run(&["--help"]).stdout).unwrap();
+    assert!(help.contains("wharf run -- echo hello") && help.contains("Exit codes"));
+    let missing = wharf.run(&["exec", "nobody", "--", "true"]);
+    let text = String::from_utf8(missing.stderr).unwrap();
+    assert_eq!(text, "error: there is no sandbox `nobody`\nhint: `wharf ls` lists the sandboxes that there are\n");
+}
