@@ -129,7 +129,10 @@ mod tests {
                 ("xl/workbook.xml", r#"<w><sheets><sheet name="A &amp; B" sheetId="1" r:id="r1"/></sheets></w>"#),
                 ("xl/_rels/workbook.xml.rels", r#"<r><Relationship Id="r1" Type="t" Target="worksheets/s.xml"/></r>"#),
                 ("xl/sharedStrings.xml", "<sst><si><t>n</t></si><si><r><t>ric</t></r><r><t>h</t></r></si></sst>"),
-                ("xl/styles.xml", r#"<styleSheet><cellXfs><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs></styleSheet>"#),
+                (
+                    "xl/styles.xml",
+                    r#"<styleSheet><cellXfs><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs></styleSheet>"#,
+                ),
                 (
                     "xl/worksheets/s.xml",
                     r#"<worksheet><sheetData>
@@ -164,8 +167,14 @@ mod tests {
                     <graphicFrame><tbl><tr><tc><txBody><p><r><t>c</t></r></p></txBody></tc></tr></tbl></graphicFrame>
                     </spTree></cSld></sld>"#,
                 ),
-                ("ppt/slides/_rels/s.xml.rels", r#"<r><Relationship Id="n" Type="x/notesSlide" Target="../n.xml"/></r>"#),
-                ("ppt/n.xml", "<notes><sp><nvSpPr><nvPr><ph/></nvPr></nvSpPr><txBody><p><r><t>note</t></r></p></txBody></sp></notes>"),
+                (
+                    "ppt/slides/_rels/s.xml.rels",
+                    r#"<r><Relationship Id="n" Type="x/notesSlide" Target="../n.xml"/></r>"#,
+                ),
+                (
+                    "ppt/n.xml",
+                    "<notes><sp><nvSpPr><nvPr><ph/></nvPr></nvSpPr><txBody><p><r><t>note</t></r></p></txBody></sp></notes>",
+                ),
             ],
             &expect![[r#"
                 <!-- Slide number: 1 -->
@@ -192,7 +201,8 @@ mod tests {
 
     #[test]
     fn a_spreadsheet_that_claims_to_be_huge_stays_small() {
-        let cells: String = (1..4000).map(|row| format!(r#"<row r="{row}"><c r="ZZZ{row}"><v>1</v></c></row>"#)).collect();
+        let cells: String =
+            (1..4000).map(|row| format!(r#"<row r="{row}"><c r="ZZZ{row}"><v>1</v></c></row>"#)).collect();
         let sheet = format!("<worksheet><sheetData>{cells}</sheetData></worksheet>");
         let bytes = package(&[
             ("xl/workbook.xml", r#"<w><sheet name="S" r:id="r1"/></w>"#),
