@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crlf_file_stays_one_when_its_lines_are_replaced_in_part() {
+    fn stored_lines_keep_their_ends() {
         assert_eq!(stored_lines("a\r\nb\rc\n\nd"), ["a\r\n", "b\r", "c\n", "\n", "d"]);
     }
 }

@@ -54,7 +54,7 @@ fn read_numbering(source: &str) -> HashMap<(String, usize), bool> {
     for list in root.all("num") {
         let levels = list.find(&["abstractNumId"]).and_then(value).and_then(|id| formats.get(&id));
         let Some((id, levels)) = list.attribute("numId").zip(levels) else { continue };
-        for level in levels {
+        for level in levels.iter().take(MAX_LIST_LEVELS) {
             let number = level.attribute("ilvl").and_then(|level| level.parse().ok()).unwrap_or(0);
             let format = level.find(&["numFmt"]).and_then(value);
             ordered.insert((id.clone().into_owned(), number), format.is_some_and(|format| format != "bullet"));

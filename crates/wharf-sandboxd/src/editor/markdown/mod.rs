@@ -222,6 +222,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pdf_whose_objects_overlap_without_end_is_given_up() {
+        let objects: String = (1..200_000).map(|number| format!("{number} 0 obj [(\n")).collect();
+        assert!(convert("pdf", &[b"%PDF-1.4\xff", objects.as_bytes()].concat()).is_err());
+        let streams: String = (1..50_000).map(|number| format!("{number} 0 obj <</Type/ObjStm>> stream\n")).collect();
+        assert!(convert("pdf", &[b"%PDF-1.4\xff", streams.as_bytes()].concat()).is_err());
+    }
+
+    #[test]
     fn an_encrypted_or_scanned_pdf_says_so() {
         let scan = b"%PDF-1.4\xff\n1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj 2 0 obj <</Type/Page>> endobj".to_vec();
         assert!(convert("pdf", &scan).unwrap_err().contains("no text that can be extracted"));
