@@ -10,6 +10,8 @@ use super::python::is_space;
 
 /// Texts that need more comparisons get one hunk between their common beginning and end.
 const MAX_STEPS: usize = 20_000_000;
+/// Texts with more lines than this are only compared between their common beginning and end.
+const MAX_LINES: usize = 500_000;
 /// Below this many lines of the new text no line counts as too frequent.
 const POPULAR_FROM_LINES: usize = 200;
 
@@ -21,22 +23,39 @@ pub fn unified_diff(old: &str, new: &str, path: &str) -> String {
     if old == new {
         return String::new();
     }
+    let (skipped, old, new) = without_ends(old, new);
     let (old, new): (Vec<&str>, Vec<&str>) = (old.split('\n').collect(), new.split('\n').collect());
     let mut lines = vec![format!("--- {path}"), format!("+++ {path}")];
     for (from, to) in changes(&old, &new, MAX_STEPS) {
-        lines.push(format!("@@ -{} +{} @@", hunk_range(&from), hunk_range(&to)));
+        lines.push(format!("@@ -{} +{} @@", hunk_range(&from, skipped), hunk_range(&to, skipped)));
         lines.extend(old[from].iter().map(|line| format!("-{line}")));
         lines.extend(new[to].iter().map(|line| format!("+{line}")));
     }
     lines.iter().map(|line| line.trim_end_matches(is_space)).collect::<Vec<_>>().join("\n")
 }
 
-fn hunk_range(range: &Range<usize>) -> String {
+fn hunk_range(range: &Range<usize>, skipped: usize) -> String {
+    let start = range.start + skipped;
     match range.len() {
-        0 => format!("{},0", range.start),
-        1 => format!("{}", range.start + 1),
-        length => format!("{},{length}", range.start + 1),
+        0 => format!("{start},0"),
+        1 => format!("{}", start + 1),
+        length => format!("{},{length}", start + 1),
     }
+}
+
+/// How many lines huge texts have in common at the beginning, and what is left of them without these and without the
+/// common lines at the end; ordinary texts as they are.
+fn without_ends<'a>(old: &'a str, new: &'a str) -> (usize, &'a str, &'a str) {
+    let newlines = |text: &str| text.bytes().filter(|&byte| byte == b'\n').count();
+    if newlines(old) + newlines(new) <= MAX_LINES {
+        return (0, old, new);
+    }
+    let head = old.bytes().zip(new.bytes()).take_while(|(a, b)| a == b).count();
+    let head = old.as_bytes()[..head].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let (old_rest, new_rest) = (&old.as_bytes()[head..], &new.as_bytes()[head..]);
+    let tail = old_rest.iter().rev().zip(new_rest.iter().rev()).take_while(|(a, b)| a == b).count();
+    let tail = old_rest[old_rest.len() - tail..].iter().position(|&byte| byte == b'\n').map_or(0, |start| tail - start);
+    (newlines(&old[..head]), &old[head..old.len() - tail], &new[head..new.len() - tail])
 }
 
 type Change = (Range<usize>, Range<usize>);
@@ -248,6 +267,13 @@ mod tests {
         let new = format!("{}new", "same\n".repeat(250));
         let diff = unified_diff(old, &new, "f");
         assert!(diff.starts_with("--- f\n+++ f\n@@ -2 +2,250 @@\n-old\n"), "{diff}");
+    }
+
+    #[test]
+    fn huge_texts_are_compared_between_their_ends() {
+        let (head, tail) = ("h\n".repeat(300_000), "\nt".repeat(300_000));
+        let diff = unified_diff(&format!("{head}a\nb{tail}"), &format!("{head}a\nc{tail}"), "f");
+        assert_eq!(diff, "--- f\n+++ f\n@@ -300002 +300002 @@\n-b\n+c");
     }
 
     #[test]

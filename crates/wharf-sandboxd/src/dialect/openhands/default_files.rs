@@ -347,3 +347,60 @@ fn extras(object: Value) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_with_the_quirks_of_the_original() {
+        let lines = ["1", "2", "3", "4"];
+        for (start, end, expected) in [
+            (0, -1, "1234"),
+            (2, -1, "34"),
+            (9, -1, ""),
+            (1, 3, "23"),
+            (0, 0, "1"),
+            (-5, -3, "1"),
+            (9, 20, "34"),
+            (3, 4, "34"),
+        ] {
+            assert_eq!(read_range(&lines, start, end).concat(), expected, "{start}..{end}");
+        }
+        assert!(read_range(&[], 3, 5).is_empty());
+    }
+
+    #[test]
+    fn lines_are_replaced_with_the_quirks_of_the_original() {
+        for (old, start, end, expected) in [
+            ("1\n2\n3\n", 0, -1, "x\ny\n"),
+            ("1\n2\n3\n", 1, 2, "1\nx\ny\n3\n"),
+            ("1\n2\n3\n", 2, -1, "1\n2\nx\ny\n"),
+            ("1\n2\n3\n", 9, 12, "1\n2\n3\nx\ny\n"),
+            ("1\n2\n3\n", -1, -2, "1\n2\nx\ny\n2\n3\n"),
+            ("1\r\n2\r\n3", 1, 2, "1\r\nx\ny\n3"),
+        ] {
+            assert_eq!(insert_lines("x\ny".split('\n'), old, start, end), expected, "{old:?} {start}..{end}");
+        }
+    }
+
+    #[test]
+    fn a_relative_binary_file_is_looked_for_in_the_directory_of_the_shell() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("b"), b"a\0b").unwrap();
+        let args = ReadArgs { path: "b".to_owned(), ..ReadArgs::default() };
+        let reply = read(&args, folder.path(), &Editor::new(folder.path().to_owned()));
+        assert_eq!(reply, Reply::Error { content: "ERROR_BINARY_FILE".to_owned() });
+    }
+
+    #[test]
+    fn an_edit_of_another_source_fails_without_a_text() {
+        let args = EditArgs { impl_source: Some("llm_based_edit".to_owned()), ..EditArgs::default() };
+        assert_eq!(edit(&args, &Editor::new("/".into())), Reply::Failed { detail: String::new() });
+    }
+
+    #[test]
+    fn stored_lines_keep_their_ends() {
+        assert_eq!(stored_lines("a\r\nb\rc\n\nd"), ["a\r\n", "b\r", "c\n", "\n", "d"]);
+    }
+}

@@ -6,6 +6,8 @@ use super::package::Package;
 use super::table;
 use super::xml::Element;
 
+const MAX_LIST_LEVELS: usize = 9;
+
 pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
     let mut package = Package::open(bytes)?;
     let document = package.read("word/document.xml")?;
@@ -52,7 +54,7 @@ fn read_numbering(source: &str) -> HashMap<(String, usize), bool> {
     for list in root.all("num") {
         let levels = list.find(&["abstractNumId"]).and_then(value).and_then(|id| formats.get(&id));
         let Some((id, levels)) = list.attribute("numId").zip(levels) else { continue };
-        for level in levels {
+        for level in levels.iter().take(MAX_LIST_LEVELS) {
             let number = level.attribute("ilvl").and_then(|level| level.parse().ok()).unwrap_or(0);
             let format = level.find(&["numFmt"]).and_then(value);
             ordered.insert((id.clone().into_owned(), number), format.is_some_and(|format| format != "bullet"));
@@ -73,33 +75,36 @@ fn value(element: &Element<'_>) -> Option<String> {
 impl Reader {
     fn blocks(&self, parent: &Element<'_>) -> String {
         let mut markdown = String::new();
-        let mut in_list = false;
-        let mut number = 0;
+        let mut list_before: Option<String> = None;
+        let mut numbers = [0; MAX_LIST_LEVELS];
         for block in parent.elements() {
             match block.name {
                 "p" => {
-                    let list = self.list(block);
                     let text = self.inline(block);
-                    if in_list && list.is_none() {
-                        markdown.push('\n');
+                    if text.trim().is_empty() {
+                        continue;
                     }
-                    in_list = list.is_some();
-                    number = if in_list { number + 1 } else { 0 };
-                    match list {
-                        _ if text.trim().is_empty() => {}
-                        Some((list, level)) => {
-                            let level = level.min(8);
-                            let ordered = self.ordered.get(&(list, level)).copied().unwrap_or(false);
-                            let mark = if ordered { format!("{number}.") } else { "*".to_owned() };
-                            markdown += &format!("{}{mark} {}\n", "   ".repeat(level), text.trim());
-                        }
-                        None => {
-                            markdown += &format!("{}{}\n\n", "#".repeat(self.heading(block)).as_str(), {
-                                let space = if self.heading(block) > 0 { " " } else { "" };
-                                format!("{space}{}", text.trim())
-                            })
-                        }
+                    let list = self.list(block);
+                    let id = list.as_ref().map(|(id, _)| id.clone());
+                    if id != list_before {
+                        markdown += if list_before.is_some() { "\n" } else { "" };
+                        numbers = [0; MAX_LIST_LEVELS];
                     }
+                    list_before = id;
+                    let mark = match (list, self.heading(block)) {
+                        (Some((id, level)), _) => {
+                            let level = level.min(MAX_LIST_LEVELS - 1);
+                            numbers[level] += 1;
+                            numbers[level + 1..].fill(0);
+                            let ordered = self.ordered.get(&(id, level)).copied().unwrap_or(false);
+                            let mark = if ordered { format!("{}.", numbers[level]) } else { "*".to_owned() };
+                            format!("{}{mark} ", "   ".repeat(level))
+                        }
+                        (None, 0) => String::new(),
+                        (None, level) => format!("{} ", "#".repeat(level)),
+                    };
+                    let end = if list_before.is_some() { "\n" } else { "\n\n" };
+                    markdown += &format!("{mark}{}{end}", text.trim());
                 }
                 "tbl" => {
                     let cell = |cell: &Element<'_>| self.blocks(cell).split_whitespace().collect::<Vec<_>>().join(" ");

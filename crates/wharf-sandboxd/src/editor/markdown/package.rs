@@ -9,6 +9,9 @@ use super::xml::Element;
 /// All parts of a document that are read, unpacked: against archives that unpack to more than memory holds.
 const MAX_UNPACKED_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Looked through for each slide or sheet.
+const MAX_RELATIONSHIPS: usize = 10_000;
+
 pub(super) struct Package<'a> {
     archive: ZipArchive<Cursor<&'a [u8]>>,
     bytes_left: u64,
@@ -56,7 +59,7 @@ impl<'a> Package<'a> {
                 target: if external { target } else { join(folder, &target) },
             })
         };
-        root.all("Relationship").into_iter().filter_map(relationship).collect()
+        root.all("Relationship").into_iter().take(MAX_RELATIONSHIPS).filter_map(relationship).collect()
     }
 }
 

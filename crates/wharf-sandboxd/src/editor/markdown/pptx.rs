@@ -5,6 +5,9 @@ use super::package::Package;
 use super::table;
 use super::xml::Element;
 
+/// More than this is clipped anyway.
+const MAX_SLIDES: usize = 1_000;
+
 pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
     const PRESENTATION: &str = "ppt/presentation.xml";
     let mut package = Package::open(bytes)?;
@@ -12,7 +15,7 @@ pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
     let parts = package.relationships(PRESENTATION);
     let presentation = Element::parse(&source);
     let mut markdown = String::new();
-    for (index, slide) in presentation.all("sldId").into_iter().enumerate() {
+    for (index, slide) in presentation.all("sldId").into_iter().take(MAX_SLIDES).enumerate() {
         // A slide has two ids; its relationship is named like `rId2`.
         let Some(part) = parts.iter().find(|part| slide.has_attribute_value(&part.id)) else { continue };
         markdown += &format!("\n\n<!-- Slide number: {} -->\n", index + 1);

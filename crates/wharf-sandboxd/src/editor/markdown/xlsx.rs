@@ -1,11 +1,14 @@
 //! Spreadsheets: one table for each sheet, its first row as header, numbers and empty cells as pandas shows them.
 
+use std::collections::HashSet;
+
 use super::docx::escape;
 use super::package::Package;
 use super::table;
 use super::xml::Element;
 
 /// More than this is clipped anyway.
+const MAX_SHEETS: usize = 1_000;
 const MAX_ROWS: usize = 4_000;
 const MAX_CELLS: usize = 200_000;
 const ENOUGH_CHARS: usize = 16_000;
@@ -32,7 +35,7 @@ pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
     let dates = date_styles(&styles);
     let workbook = Element::parse(&source);
     let mut markdown = String::new();
-    for sheet in workbook.all("sheet") {
+    for sheet in workbook.all("sheet").into_iter().take(MAX_SHEETS) {
         let Some(part) = parts.iter().find(|part| sheet.has_attribute_value(&part.id)) else { continue };
         let source = package.read(&part.target)?;
         let rows = read_rows(&Element::parse(&source), &strings, &dates);
@@ -54,20 +57,20 @@ fn rich_text(item: &Element<'_>) -> String {
 /// For each cell style whether it shows a date or a time.
 fn date_styles(source: &str) -> Vec<bool> {
     let root = Element::parse(source);
-    let custom: Vec<(String, bool)> = root
+    let custom: HashSet<String> = root
         .all("numFmt")
         .into_iter()
         .filter_map(|format| {
             let code = format.attribute("formatCode")?.to_lowercase();
             let code: String = code.split('"').step_by(2).collect();
             let is_date = !code.contains("general") && code.contains(['y', 'd', 'h', 's']);
-            Some((format.attribute("numFmtId")?.into_owned(), is_date))
+            format.attribute("numFmtId").filter(|_| is_date).map(|id| id.into_owned())
         })
         .collect();
     let is_date = |style: &Element<'_>| {
         let id = style.attribute("numFmtId").unwrap_or_default();
         let built_in = id.parse().is_ok_and(|id: u32| matches!(id, 14..=22 | 45..=47));
-        built_in || custom.iter().any(|(custom, is_date)| *is_date && *custom == id)
+        built_in || custom.contains(id.as_ref())
     };
     let styles = root.find(&["styleSheet", "cellXfs"]);
     styles.map(|styles| styles.elements().map(is_date).collect()).unwrap_or_default()

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 /// Deeper elements are skipped; office documents nest about twenty deep.
 const MAX_DEPTH: usize = 100;
+/// What comes after so many elements and texts is not read: a node takes more memory than the few bytes it is made of.
+const MAX_NODES: usize = 1_000_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Element<'a> {
@@ -23,8 +25,13 @@ impl<'a> Element<'a> {
     pub(super) fn parse(source: &'a str) -> Self {
         let mut open = vec![Self::default()];
         let mut skipped = 0;
+        let mut nodes = 0;
         let mut rest = source;
         while let Some((text, after)) = rest.split_once('<') {
+            nodes += 2;
+            if nodes > MAX_NODES {
+                break;
+            }
             push_text(&mut open, unescape(text));
             rest = if let Some(after) = after.strip_prefix("!--") {
                 after.split_once("-->").map_or("", |(_, rest)| rest)

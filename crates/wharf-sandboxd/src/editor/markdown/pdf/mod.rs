@@ -7,11 +7,12 @@ mod content;
 mod object;
 
 use std::collections::HashSet;
+use std::rc::Rc;
 
 use content::Page;
 use object::{File, Object};
 
-const MAX_PAGES: usize = 2_000;
+const MAX_PAGES: usize = 500;
 const MAX_DEPTH: usize = 32;
 /// More text than this is clipped anyway.
 const ENOUGH_BYTES: usize = 100_000;
@@ -32,7 +33,7 @@ pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
     }
     let mut text = String::new();
     for (page, resources) in pages {
-        text += &Page::read(&mut file, &page, resources.as_ref()).text();
+        text += &Page::read(&mut file, &page, resources.as_deref()).text();
         text.push('\u{c}');
         if text.len() > ENOUGH_BYTES {
             break;
@@ -48,17 +49,17 @@ pub(super) fn convert(bytes: &[u8]) -> Result<String, String> {
 fn collect_pages(
     file: &mut File<'_>,
     node: &Object,
-    inherited: Option<&Object>,
+    inherited: Option<&Rc<Object>>,
     seen: &mut HashSet<u32>,
     depth: usize,
-    pages: &mut Vec<(Object, Option<Object>)>,
+    pages: &mut Vec<(Object, Option<Rc<Object>>)>,
 ) {
     let fresh = node.reference().is_none_or(|number| seen.insert(number));
     if !fresh || depth > MAX_DEPTH || pages.len() >= MAX_PAGES {
         return;
     }
     let node = file.resolve(node);
-    let resources = node.get("Resources").or_else(|| inherited.cloned());
+    let resources = node.get("Resources").map(Rc::new).or_else(|| inherited.cloned());
     match node.get("Kids").map(|kids| file.resolve(&kids)) {
         Some(Object::Array(kids)) => {
             for kid in &kids {

@@ -1,12 +1,17 @@
 //! The objects of a PDF. They are found by scanning, so that a broken index does no harm.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::Read as _;
 
 const MAX_DEPTH: usize = 32;
 const MAX_OBJECTS: usize = 200_000;
-/// For all streams of a file together.
+/// Of one object; each takes more memory than the few bytes it is made of.
+const MAX_PARTS: usize = 500_000;
+/// For all streams of a file together, each time that one is read.
 const MAX_UNPACKED_BYTES: u64 = 64 * 1024 * 1024;
+/// For all objects of a file together: against many that overlap.
+const MAX_PARSED_BYTES: usize = 128 * 1024 * 1024;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Object {
@@ -61,11 +66,18 @@ pub(super) struct File<'a> {
     places: HashMap<u32, Place>,
     unpacked: Vec<Vec<u8>>,
     bytes_left: u64,
+    parsed_left: Cell<usize>,
 }
 
 impl<'a> File<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Self {
-        let mut file = Self { bytes, places: HashMap::new(), unpacked: Vec::new(), bytes_left: MAX_UNPACKED_BYTES };
+        let mut file = Self {
+            bytes,
+            places: HashMap::new(),
+            unpacked: Vec::new(),
+            bytes_left: MAX_UNPACKED_BYTES,
+            parsed_left: Cell::new(MAX_PARSED_BYTES),
+        };
         let mut at = 0;
         while let Some(found) = find(&bytes[at..], b" obj").filter(|_| file.places.len() < MAX_OBJECTS) {
             let end = at + found;
@@ -113,20 +125,35 @@ impl<'a> File<'a> {
         for _ in 0..MAX_DEPTH {
             let Object::Reference(number) = object else { return object };
             object = match self.places.get(&number) {
-                Some(&Place::File(at)) => Parser::new(self.bytes, at).next(),
-                Some(&Place::Unpacked(index, at)) => Parser::new(&self.unpacked[index], at).next(),
-                None => None,
-            }
-            .unwrap_or(Object::Null);
+                Some(&Place::File(at)) => self.parse(self.bytes, at),
+                Some(&Place::Unpacked(index, at)) => self.parse(&self.unpacked[index], at),
+                None => Object::Null,
+            };
         }
         Object::Null
+    }
+
+    fn parse(&self, bytes: &[u8], at: usize) -> Object {
+        let left = self.parsed_left.get();
+        if left == 0 {
+            return Object::Null;
+        }
+        let mut parser = Parser::new(bytes, at);
+        let object = parser.next();
+        let taken = parser.at.saturating_sub(at) + 1;
+        self.parsed_left.set(left.saturating_sub(taken));
+        object.unwrap_or(Object::Null)
     }
 
     /// The unpacked content of a stream; `None` if it is none, or packed in a way that is not known here.
     pub(super) fn stream(&mut self, object: &Object) -> Option<Vec<u8>> {
         let Some(&Place::File(at)) = self.places.get(&object.reference()?) else { return None };
+        if self.parsed_left.get() == 0 || self.bytes_left == 0 {
+            return None;
+        }
         let mut parser = Parser::new(self.bytes, at);
         let dictionary = parser.next()?;
+        self.parsed_left.set(self.parsed_left.get().saturating_sub(parser.at - at));
         let body = &self.bytes[parser.at..];
         let start = find(body.get(..64.min(body.len()))?, b"stream")? + 6;
         let body = &body[start..];
@@ -135,7 +162,10 @@ impl<'a> File<'a> {
         let length = length
             .map(|length| length as usize)
             .filter(|&length| body.get(length..).is_some_and(|rest| rest.trim_ascii_start().starts_with(b"endstream")));
-        let body = &body[..length.or_else(|| find(body, b"endstream"))?];
+        // Looking for the end is charged too, even where there is none.
+        let length = length.or_else(|| find(body, b"endstream"));
+        self.bytes_left = self.bytes_left.saturating_sub(length.unwrap_or(body.len()) as u64);
+        let body = &body[..length?];
         let filters = match dictionary.get("Filter").map(|filter| self.resolve(&filter)) {
             None | Some(Object::Null) => Vec::new(),
             Some(Object::Array(filters)) => filters,
@@ -188,14 +218,16 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
 pub(super) struct Parser<'a> {
     bytes: &'a [u8],
     at: usize,
+    parts_left: usize,
 }
 
 impl<'a> Parser<'a> {
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at: at.min(bytes.len()) }
+        Self { bytes, at: at.min(bytes.len()), parts_left: MAX_PARTS }
     }
 
     pub(super) fn next(&mut self) -> Option<Object> {
+        self.parts_left = MAX_PARTS;
         self.object(0)
     }
 
@@ -209,6 +241,7 @@ impl<'a> Parser<'a> {
         self.skip_space();
         let byte = *self.bytes.get(self.at)?;
         let rest = &self.bytes[self.at..];
+        self.parts_left = self.parts_left.checked_sub(1)?;
         if depth > MAX_DEPTH {
             return None;
         }
