@@ -8,7 +8,8 @@ use wharf_protocol::MountSpec;
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim_end_matches("iB").trim_end_matches('B').to_ascii_uppercase().as_str() {
+    let upper = unit.to_ascii_uppercase();
+    let shift = match upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper) {
         "" => 0,
         "K" => 10,
         "M" => 20,

@@ -72,8 +72,12 @@ fn input_is_passed_on_and_streams_stay_apart() {
         .spawn()
         .unwrap();
     let text = "x".repeat(1 << 20);
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = text.clone();
+    // Beside the reading: any filter blocks whose output nobody takes while more is written to it.
+    let writer = std::thread::spawn(move || stdin.write_all(sent.as_bytes()));
     let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
     assert_eq!(output.stdout.len(), text.len());
     assert_eq!(output.stderr, b"error\n");
 }
