@@ -70,6 +70,8 @@ pub struct Exec {
     terminal: Option<PtyMaster>,
     /// Cancelled to end the process tree.
     stop: CancellationToken,
+    /// Cancelled when the process has ended: a writer must not wait for a child that only holds its input open.
+    input_over: CancellationToken,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -206,6 +208,7 @@ impl Exec {
             state: watch::Sender::new(Observed { state: ExecState::Running, finished_at: None, gone: false }),
             stdin: tokio::sync::Mutex::new(child.take_stdin()),
             terminal,
+            input_over: CancellationToken::new(),
             stop: shutdown.child_token(),
             id,
             request,
@@ -245,11 +248,11 @@ impl Exec {
                 self.killed(&mut child).await
             }
         };
+        self.input_over.cancel();
         self.stdin.lock().await.take();
         if tokio::time::timeout(LINGER, pumps.wait()).await.is_err() {
-            debug!("somebody still holds the output open; it is not read any longer");
-            closing.cancel();
-            pumps.wait().await;
+            // Reading goes on, into a closed log: closing the pipes would kill whoever prints there.
+            debug!("somebody still holds the output open; what it prints is not kept any longer");
         }
         let state = match exit {
             _ if timed_out => ExecState::TimedOut,
@@ -265,6 +268,8 @@ impl Exec {
         // What the process left behind runs on until the exec is removed or the sandbox ends.
         self.stop.cancelled().await;
         tree::end(&self.tree, self.pid, GRACE).await;
+        closing.cancel();
+        pumps.wait().await;
         self.state.send_modify(|observed| observed.gone = true);
     }
 
@@ -370,6 +375,7 @@ impl Exec {
         let written = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(closed()),
+            () = self.input_over.cancelled() => return Err(closed()),
             written = pipe.write_all(data) => written,
         };
         if written.is_err() {

@@ -132,3 +132,32 @@ async fn endless_output_stays_within_the_log() {
     assert_eq!(exec.info().output_end.0, 30_000_000);
     assert!(printed(&exec, Stream::Stdout).len() < 2 << 20);
 }
+
+
+#[tokio::test]
+async fn a_child_that_keeps_the_input_does_not_hold_up_the_end() {
+    let harness = Harness::new();
+    let script = "exec 3<&0; sleep 1000 <&3 >&- 2>&- & head -c 1 >/dev/null; echo $!";
+    let (exec, _) = harness.start(ExecRequest { stdin: true, ..sh(script) }).unwrap();
+    let (written, ended) = tokio::join!(exec.write(&[b'x'; 1 << 20]), exec.wait());
+    assert_eq!(written.unwrap_err().kind, ProblemKind::Conflict, "the sleeper never reads");
+    assert_eq!(ended.state, ExecState::Exited { code: 0 });
+    assert!(harness.execs.remove(exec.id()).await);
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_background_may_go_on_printing() {
+    let harness = Harness::new();
+    let here = tempfile::tempdir().unwrap();
+    let (go, done) = (here.path().join("go"), here.path().join("done"));
+    let fifos = format!("mkfifo {} {}", go.display(), done.display());
+    assert!(std::process::Command::new("sh").args(["-c", &fifos]).status().unwrap().success());
+    let script = format!("(read x < {}; echo late && echo alive > {}) & echo $!", go.display(), done.display());
+    let (exec, _) = harness.start(sh(&script)).unwrap();
+    exec.wait().await;
+    assert!(exec.log().is_closed());
+    tokio::fs::write(&go, "\n").await.unwrap();
+    assert_eq!(tokio::fs::read_to_string(&done).await.unwrap(), "alive\n", "printing has not killed it");
+    assert!(!printed(&exec, Stream::Stdout).contains("late"), "a closed log takes nothing");
+    harness.execs.remove(exec.id()).await;
+}

@@ -72,7 +72,7 @@ async fn a_command_ends_with_its_exit_code_and_output_whatever_the_shell_was_tol
         ("bash", 0, ""),
         ("echo nested", 0, "nested"),
         ("exit 7", 7, "exit"),
-        ("printf '\\033]7777;%s;B\\037' guessed; echo x", 0, "x"),
+        ("printf '\\033]7777;%s;B\\037\\a' guessed; echo x", 0, "x"),
         ("env | grep -c \"$(printf '\\033')\"", 1, "0"),
     ] {
         assert_eq!(run(&session, command).await, finished(code, output), "{command}");
