@@ -65,7 +65,7 @@ impl Bound {
         };
         let mut all = self.identity.environment.clone();
         for (name, value) in environment {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            if !is_variable_name(&name) || value.contains('\0') {
                 return Err(ApiError::invalid(
                     "environment",
                     name,
@@ -164,10 +164,7 @@ impl Core {
     pub fn bind(&self, identity: Identity, deadline: Option<Duration>) -> Result<(), ApiError> {
         let bound = Bound {
             sessions: Sessions::new(identity.limits.sessions as usize),
-            execs: Execs::new(
-                identity.limits.execs as usize,
-                usize::try_from(identity.limits.output_bytes).unwrap_or(usize::MAX),
-            ),
+            execs: Execs::new(identity.limits.execs as usize, identity.output_bytes()),
             identity,
         };
         self.bound.set(bound).map_err(|_| {
@@ -206,10 +203,20 @@ impl Core {
 }
 
 impl Identity {
+    /// Bytes of latest output that a session or an exec keeps.
+    pub fn output_bytes(&self) -> usize {
+        usize::try_from(self.limits.output_bytes).unwrap_or(usize::MAX)
+    }
+
     /// Whether `presented` is one of the keys; every key is compared, each in constant time.
     pub fn is_key(&self, presented: &str) -> bool {
         self.keys.iter().fold(false, |found, key| found | equal_in_constant_time(key.reveal(), presented))
     }
+}
+
+/// Whether the operating system takes this as the name of a variable.
+pub(crate) fn is_variable_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
 }
 
 fn equal_in_constant_time(expected: &str, presented: &str) -> bool {

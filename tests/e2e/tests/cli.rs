@@ -12,7 +12,7 @@ struct Wharf {
 
 impl Wharf {
     fn new() -> Self {
-        Self { state: tempfile::tempdir().unwrap() }
+        Self { state: tempfile::tempdir().expect("tests may make temporary directories") }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -22,7 +22,7 @@ impl Wharf {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        self.command(arguments).output().expect("the program was built")
     }
 
     #[track_caller]

@@ -133,7 +133,6 @@ async fn endless_output_stays_within_the_log() {
     assert!(printed(&exec, Stream::Stdout).len() < 2 << 20);
 }
 
-
 #[tokio::test]
 async fn a_child_that_keeps_the_input_does_not_hold_up_the_end() {
     let harness = Harness::new();

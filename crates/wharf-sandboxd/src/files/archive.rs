@@ -339,10 +339,7 @@ pub async fn pack_tar(path: &Path, out: impl AsyncWrite + Unpin + Send + 'static
     if metadata.is_dir() {
         let mut pending = vec![(path.to_owned(), PathBuf::new())];
         while let Some((directory, name)) = pending.pop() {
-            let mut entries: Vec<fs::DirEntry> =
-                fs::read_dir(&directory).map_err(system)?.collect::<Result<_, _>>().map_err(system)?;
-            entries.sort_by_key(fs::DirEntry::file_name);
-            for entry in entries {
+            for entry in sorted_entries(&directory).map_err(system)? {
                 let Ok(kind) = entry.file_type() else { continue };
                 let name = name.join(entry.file_name());
                 if kind.is_dir() {
@@ -362,6 +359,13 @@ pub async fn pack_tar(path: &Path, out: impl AsyncWrite + Unpin + Send + 'static
         builder.append_file(name, &mut tokio::fs::File::from_std(file)).await.map_err(system)?;
     }
     builder.into_inner().await.map(drop).map_err(system)
+}
+
+/// What is in a directory, by name, so that the same directory always gives the same archive.
+fn sorted_entries(directory: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    let mut entries: Vec<fs::DirEntry> = fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    Ok(entries)
 }
 
 /// How a zip is written.
@@ -399,10 +403,7 @@ pub fn pack_zip(path: &Path, out: impl Write, compression: Compression) -> Resul
     if metadata.is_dir() {
         let mut pending = vec![(path.to_owned(), PathBuf::new())];
         while let Some((directory, name)) = pending.pop() {
-            let mut entries: Vec<fs::DirEntry> =
-                fs::read_dir(&directory).map_err(system)?.collect::<Result<_, _>>().map_err(system)?;
-            entries.sort_by_key(fs::DirEntry::file_name);
-            for entry in entries {
+            for entry in sorted_entries(&directory).map_err(system)? {
                 let Ok(kind) = entry.file_type() else { continue };
                 let name = name.join(entry.file_name());
                 if kind.is_dir() {

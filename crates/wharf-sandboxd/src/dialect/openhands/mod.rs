@@ -131,7 +131,7 @@ impl OpenHands {
             term: "tmux-256color",
             plain_prompt: true,
             startup: STARTUP,
-            output_bytes: usize::try_from(bound.identity.limits.output_bytes).unwrap_or(usize::MAX),
+            output_bytes: bound.identity.output_bytes(),
         };
         let session = bound.sessions.open(settings, console.clone(), &self.core).await;
         let session = session.map_err(|error| Failure::internal(error.problem().detail.clone()))?;
@@ -283,7 +283,7 @@ async fn update_mcp_server(body: Bytes) -> Response {
 async fn execute_action(State(state): State<Arc<OpenHands>>, body: Bytes) -> Response {
     let event = match action_of(&body) {
         Ok(event) => event,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let action = match action::parse(&event) {
         Ok(action) => action,
@@ -300,18 +300,20 @@ async fn execute_action(State(state): State<Arc<OpenHands>>, body: Bytes) -> Res
 }
 
 /// The `action` object of a request body, or the 422 that says what is wrong with it.
-fn action_of(body: &[u8]) -> Result<Map<String, Value>, Response> {
+fn action_of(body: &[u8]) -> Result<Map<String, Value>, Box<Response>> {
     if body.is_empty() {
-        return Err(python::validation_error(&python::missing(&["body"], &Value::Null)));
+        return Err(Box::new(python::validation_error(&python::missing(&["body"], &Value::Null))));
     }
-    let body: Value = serde_json::from_slice(body).map_err(|error| python::invalid_json(body, &error))?;
+    let body: Value = serde_json::from_slice(body).map_err(|error| Box::new(python::invalid_json(body, &error)))?;
     let Value::Object(mut fields) = body else {
-        return Err(python::validation_error(&python::wrong_type("model_attributes_type", &["body"], &body)));
+        return Err(Box::new(python::validation_error(&python::wrong_type("model_attributes_type", &["body"], &body))));
     };
     match fields.shift_remove("action") {
-        None => Err(python::validation_error(&python::missing(&["body", "action"], &Value::Object(fields)))),
+        None => Err(Box::new(python::validation_error(&python::missing(&["body", "action"], &Value::Object(fields))))),
         Some(Value::Object(event)) => Ok(event),
-        Some(other) => Err(python::validation_error(&python::wrong_type("dict_type", &["body", "action"], &other))),
+        Some(other) => {
+            Err(Box::new(python::validation_error(&python::wrong_type("dict_type", &["body", "action"], &other))))
+        }
     }
 }
 
@@ -455,9 +457,7 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Resul
     let working_dir = options.working_dir.clone().context("--working-dir is missing")?;
     let server = users::current_user();
     let mut file_owner = options.user_id;
-    let named = if options.username == "root" && server.uid == 0 {
-        server.clone()
-    } else if options.username == server.name {
+    let named = if options.username == server.name || (options.username == "root" && server.uid == 0) {
         server.clone()
     } else {
         let user = users::ensure_user(&options.username, Some(options.user_id))?;
@@ -472,10 +472,10 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Resul
     native_bind::ensure_directory(&working_dir, &named)
         .with_context(|| format!("could not use --working-dir {shown}"))?;
     // The shell gets the server's environment, as in the original, but not the key.
-    let mut environment: wharf_protocol::Environment = std::env::vars()
-        .filter(|(name, _)| !matches!(name.as_str(), "SESSION_API_KEY" | "HOME" | "USER" | "LOGNAME" | "SHELL"))
-        .collect();
-    environment.retain(|name, _| !name.starts_with("WHARF_"));
+    let ours = |name: &str| {
+        matches!(name, "SESSION_API_KEY" | "HOME" | "USER" | "LOGNAME" | "SHELL") || name.starts_with("WHARF_")
+    };
+    let environment = std::env::vars().filter(|(name, _)| !ours(name)).collect();
     let identity = Identity {
         keys: variable("SESSION_API_KEY").map(Secret::new).into_iter().collect(),
         environment,

@@ -151,9 +151,9 @@ impl<'a> Parser<'a> {
                 b'(' if bytes.get(at.wrapping_sub(1)) == Some(&b'=') => return Err(Unparsable),
                 b'(' => break,
                 b'\\' => at = (at + 2).min(bytes.len()),
-                b'\'' => at = self.quote_end(at, b'\'')?,
+                b'\'' => at = self.quote_end(at, b'\'', false)?,
                 b'"' => at = self.double_quote_end(at)?,
-                b'`' => at = self.quote_end(at, b'`')?,
+                b'`' => at = self.quote_end(at, b'`', true)?,
                 b'$' => at = self.dollar_end(at)?,
                 _ => at += 1,
             }
@@ -164,12 +164,12 @@ impl<'a> Parser<'a> {
         Ok(at)
     }
 
-    fn quote_end(&self, start: usize, quote: u8) -> Parsed<usize> {
+    fn quote_end(&self, start: usize, quote: u8, escapes: bool) -> Parsed<usize> {
         let bytes = self.bytes();
         let mut at = start + 1;
         while let Some(&byte) = bytes.get(at) {
             match byte {
-                b'\\' if quote != b'\'' => at += 2,
+                b'\\' if escapes => at += 2,
                 byte if byte == quote => return Ok(at + 1),
                 _ => at += 1,
             }
@@ -184,7 +184,7 @@ impl<'a> Parser<'a> {
             match byte {
                 b'\\' => at += 2,
                 b'"' => return Ok(at + 1),
-                b'`' => at = self.quote_end(at, b'`')?,
+                b'`' => at = self.quote_end(at, b'`', true)?,
                 b'$' => at = self.dollar_end(at)?,
                 _ => at += 1,
             }
@@ -197,22 +197,9 @@ impl<'a> Parser<'a> {
             [b'(', b'(', ..] => Err(Unparsable),
             [b'(', ..] => self.balanced(at + 1, b'(', b')'),
             [b'{', ..] => self.balanced(at + 1, b'{', b'}'),
-            [b'\'', ..] => self.quote_end_ansi(at + 1),
+            [b'\'', ..] => self.quote_end(at + 1, b'\'', true),
             _ => Ok(at + 1),
         }
-    }
-
-    fn quote_end_ansi(&self, start: usize) -> Parsed<usize> {
-        let bytes = self.bytes();
-        let mut at = start + 1;
-        while let Some(&byte) = bytes.get(at) {
-            match byte {
-                b'\\' => at += 2,
-                b'\'' => return Ok(at + 1),
-                _ => at += 1,
-            }
-        }
-        Err(Unparsable)
     }
 
     /// The end of a bracketed part, through quotes.
@@ -223,10 +210,10 @@ impl<'a> Parser<'a> {
         while let Some(&byte) = bytes.get(at) {
             match byte {
                 b'\\' => at += 2,
-                b'\'' => at = self.quote_end(at, b'\'')?,
+                b'\'' => at = self.quote_end(at, b'\'', false)?,
                 b'"' => {
                     // Without descending again: the inside of quotes inside a substitution only has to end.
-                    at = self.quote_end(at, b'"')?;
+                    at = self.quote_end(at, b'"', true)?;
                 }
                 byte => {
                     at += 1;

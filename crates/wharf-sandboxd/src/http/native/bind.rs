@@ -12,7 +12,7 @@ use wharf_protocol::{BindRequest, Limits, Problem, ProblemKind};
 
 use super::auth::bearer;
 use crate::{
-    core::{Core, Identity},
+    core::{Core, Identity, is_variable_name},
     http::problem::{ApiError, ApiJson},
     process::users::{self, User},
 };
@@ -76,10 +76,6 @@ fn identity_of(request: BindRequest) -> Result<Identity, ApiError> {
     ensure_directory(&working_dir, &user)
         .map_err(|error| ApiError::invalid("working_dir", &request.working_dir, error.to_string()))?;
     Ok(Identity { keys: request.keys, environment: request.environment, user, working_dir, limits: request.limits })
-}
-
-fn is_variable_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(['=', '\0'])
 }
 
 fn check_limits(limits: &Limits) -> Result<(), ApiError> {

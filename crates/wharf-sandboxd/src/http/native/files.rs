@@ -339,19 +339,13 @@ pub(super) async fn upload(
                 .map_err(|_| FilesError::Interrupted)?;
             unpacked
         }
-        ArchiveFormat::Zip => unpack_zip(body, path, owner, bounds, Unsafe::Refuse).await?,
+        ArchiveFormat::Zip => unpack_zip(body, path, owner, bounds).await?,
     };
     Ok(Json(UploadResult { path: query.path, files, bytes }))
 }
 
 /// Spools a zip, whose index is at its end, and unpacks it.
-async fn unpack_zip(
-    body: Body,
-    path: PathBuf,
-    owner: Owner,
-    bounds: Bounds,
-    policy: Unsafe,
-) -> Result<Unpacked, ApiError> {
+async fn unpack_zip(body: Body, path: PathBuf, owner: Owner, bounds: Bounds) -> Result<Unpacked, ApiError> {
     let spool_at = path.clone();
     let file = blocking(move || {
         files::make_directory(&spool_at, None, owner)?;
@@ -361,7 +355,7 @@ async fn unpack_zip(
     let (mut file, size) = receive(body.into_data_stream(), file, bounds.bytes, &path).await?;
     blocking(move || {
         file.rewind().map_err(|source| FilesError::system("read", &path, source))?;
-        archive::unpack_zip(file, size, &path, owner, bounds, policy)
+        archive::unpack_zip(file, size, &path, owner, bounds, Unsafe::Refuse)
     })
     .await
 }

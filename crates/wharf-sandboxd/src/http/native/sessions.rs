@@ -87,7 +87,7 @@ pub(super) async fn create(
         term: "xterm-256color",
         plain_prompt: false,
         startup: "",
-        output_bytes: usize::try_from(bound.identity.limits.output_bytes).unwrap_or(usize::MAX),
+        output_bytes: bound.identity.output_bytes(),
     };
     let size = ScreenSize { rows: terminal.rows, columns: terminal.columns };
     let view = Arc::new(Mutex::new(Screen::new(size, HISTORY_LINES)));
