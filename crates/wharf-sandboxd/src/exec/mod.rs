@@ -202,7 +202,7 @@ impl Exec {
         })?;
         let exec = Self {
             pid: child.pid(),
-            tree: child.tree().clone(),
+            tree: child.tree(),
             started_at: SystemTime::now(),
             log: OutputLog::new(output_bytes),
             state: watch::Sender::new(Observed { state: ExecState::Running, finished_at: None, gone: false }),
@@ -267,14 +267,14 @@ impl Exec {
         });
         // What the process left behind runs on until the exec is removed or the sandbox ends.
         self.stop.cancelled().await;
-        tree::end(&self.tree, self.pid, GRACE).await;
+        tree::end(self.tree, self.pid, GRACE).await;
         closing.cancel();
         pumps.wait().await;
         self.state.send_modify(|observed| observed.gone = true);
     }
 
     async fn killed(&self, child: &mut Child) -> Exit {
-        let ended = tree::end(&self.tree, self.pid, GRACE);
+        let ended = tree::end(self.tree, self.pid, GRACE);
         let (exit, ()) = tokio::join!(child.wait(), ended);
         exit
     }

@@ -40,6 +40,11 @@ fn printed(exec: &Exec, wanted: Stream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// What `/proc` says of a process; nothing if there is none.
+fn stat(pid: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default()
+}
+
 #[tokio::test]
 async fn output_and_error_are_apart_and_the_exit_code_is_kept() {
     let harness = Harness::new();
@@ -81,8 +86,7 @@ async fn a_time_limit_kills_the_whole_tree() {
     let (exec, _) = harness.start(ExecRequest { timeout_ms: Some(300), ..sh(script) }).unwrap();
     assert_eq!(exec.wait().await.state, ExecState::TimedOut);
     let pid = printed(&exec, Stream::Stdout);
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
 }
 
 #[tokio::test]
@@ -91,10 +95,9 @@ async fn what_is_left_in_the_background_ends_with_the_exec() {
     let (exec, _) = harness.start(sh("sleep 1000 & echo $!")).unwrap();
     assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
     let pid = printed(&exec, Stream::Stdout);
-    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    assert!(stat().contains("sleep"), "it runs on as long as the exec is kept");
+    assert!(stat(&pid).contains("sleep"), "it runs on as long as the exec is kept");
     harness.execs.remove(exec.id()).await;
-    assert!(stat().is_empty() || stat().contains(") Z "), "{}", stat());
+    assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
 }
 
 #[tokio::test]
@@ -159,4 +162,33 @@ async fn what_is_left_in_the_background_may_go_on_printing() {
     assert_eq!(tokio::fs::read_to_string(&done).await.unwrap(), "alive\n", "printing has not killed it");
     assert!(!printed(&exec, Stream::Stdout).contains("late"), "a closed log takes nothing");
     harness.execs.remove(exec.id()).await;
+}
+
+#[tokio::test]
+async fn a_process_that_left_its_environment_session_and_parent_ends_with_the_exec() {
+    let harness = Harness::new();
+    let script = "env -i setsid /bin/sh -c '/bin/sleep 1000 >/dev/null 2>&1 & echo $!' | cat";
+    let (exec, _) = harness.start(sh(script)).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    let pid = printed(&exec, Stream::Stdout);
+    assert!(stat(&pid).contains("sleep"));
+    harness.execs.remove(exec.id()).await;
+    assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
+}
+
+#[tokio::test]
+async fn a_tree_that_forks_all_the_time_and_heeds_no_signal_ends() {
+    let harness = Harness::new();
+    // Bounded in itself, should the test fail: about a thousand processes, each for a tenth of a second.
+    let script = "trap '' HUP TERM; echo $$; \
+                  f() { sleep 0.1; [ $1 -gt 9 ] && { sleep 30; return; }; f $(($1 + 1)) & f $(($1 + 1)) & }; f 0; sleep 30";
+    let (exec, _) = harness.start(ExecRequest { timeout_ms: Some(1500), ..sh(script) }).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::TimedOut);
+    let group = printed(&exec, Stream::Stdout).trim().to_owned();
+    let alive = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let stat = std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        (fields[0] != "Z" && fields[3] == group).then(|| stat.clone())
+    });
+    assert_eq!(alive.collect::<Vec<_>>(), Vec::<String>::new());
 }

@@ -76,8 +76,8 @@ impl Child {
         self.pid
     }
 
-    pub fn tree(&self) -> &TreeId {
-        &self.tree
+    pub fn tree(&self) -> TreeId {
+        self.tree
     }
 
     /// The pipe to the child's input, if it has one; only once.
@@ -160,7 +160,7 @@ pub fn spawn(spawn: Spawn<'_>) -> io::Result<Child> {
     };
     let kept: Vec<RawFd> = spawn.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let identity = needs_other_identity(spawn.user).then(|| Ids::of(spawn.user));
-    before_exec(&mut command, terminal, kept, identity);
+    before_exec(&mut command, spawn.tree, terminal, kept, identity);
     let mut command = tokio::process::Command::from(command);
     let child = reaper::spawn_known(|| command.spawn())?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
@@ -179,7 +179,6 @@ fn environment_of(spawn: &Spawn<'_>) -> Vec<(String, String)> {
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
     ]);
     environment.extend(spawn.environment.clone());
-    environment.insert(TreeId::VARIABLE.to_owned(), spawn.tree.to_string());
     environment.into_iter().collect()
 }
 
@@ -205,9 +204,17 @@ impl Ids {
 }
 
 #[allow(unsafe_code, reason = "work between fork and exec")]
-fn before_exec(command: &mut std::process::Command, terminal: bool, kept: Vec<RawFd>, identity: Option<Ids>) {
+fn before_exec(
+    command: &mut std::process::Command,
+    tree: TreeId,
+    terminal: bool,
+    kept: Vec<RawFd>,
+    identity: Option<Ids>,
+) {
     let prepare = move || -> io::Result<()> {
         rustix::process::setsid()?;
+        // Where the kernel keeps no such limit, a tree is found by its parents and sessions alone.
+        let _ = tree.mark_this_process();
         if terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }

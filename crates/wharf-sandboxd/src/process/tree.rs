@@ -1,22 +1,48 @@
-//! All that a process has started, found and ended, also what called `setsid` or forked twice.
+//! All that a process has started, found and ended, also what called `setsid`, forked twice or left its environment.
 
-use std::{collections::HashSet, fmt, fs, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, fs, io,
+    time::Duration,
+};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::time::Instant;
 
 use super::reaper;
-use crate::core::random_hex;
 
-/// Marks every process of one tree in its environment, which children inherit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TreeId(String);
+/// So many processes that do not heed the polite signals at once are ended without waiting any longer.
+const CROWD: usize = 256;
+/// How long a tree is stopped, again and again, until no new process of it appears.
+const STOPPING: Duration = Duration::from_secs(5);
+
+/// Marks every process of one tree.
+///
+/// The mark is the hard limit of real-time CPU time (`RLIMIT_RTTIME`), an absurdly large one, different for each tree:
+/// children inherit it over `fork`, `exec`, `setsid` and a cleared environment, anybody may read it in
+/// `/proc/PID/limits`, and nothing is ever limited by it. Only a privileged process that sets this very limit sheds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeId(u64);
 
 impl TreeId {
-    pub const VARIABLE: &'static str = "WHARF_TREE";
+    const HIGHEST: u64 = 1 << 62;
 
+    /// A limit that no other tree has, and not above our own, which we might not be allowed to raise.
     pub fn new() -> Self {
-        Self(random_hex(8))
+        let own = rustix::process::getrlimit(Resource::Rttime).maximum.unwrap_or(u64::MAX).min(Self::HIGHEST);
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).expect("the kernel gives random bytes");
+        let half = (own / 2).max(1);
+        Self(half + u64::from_ne_bytes(random) % half)
+    }
+
+    /// Marks this process and all that it will start. Makes one system call, as is right between `fork` and `exec`.
+    pub(super) fn mark_this_process(self) -> io::Result<()> {
+        Ok(rustix::process::setrlimit(Resource::Rttime, Rlimit { current: Some(self.0), maximum: Some(self.0) })?)
+    }
+
+    fn marks(self, pid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/limits")).is_ok_and(|limits| real_time_limit(&limits) == Some(self.0))
     }
 }
 
@@ -28,8 +54,13 @@ impl Default for TreeId {
 
 impl fmt::Display for TreeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0.fmt(f)
     }
+}
+
+fn real_time_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max realtime timeout"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// One process as `/proc` shows it.
@@ -37,15 +68,18 @@ impl fmt::Display for TreeId {
 struct Process {
     pid: i32,
     parent: i32,
+    group: i32,
     session: i32,
     zombie: bool,
+    /// When it began, in clock ticks since the start of the machine: a number that comes again is another process.
+    began: u64,
 }
 
 /// Which processes to end.
-#[derive(Debug)]
-enum Which<'a> {
+#[derive(Debug, Clone, Copy)]
+enum Which {
     Tree {
-        id: &'a TreeId,
+        id: TreeId,
         root: Pid,
     },
     /// All our descendants; as PID 1 that is everything.
@@ -54,42 +88,51 @@ enum Which<'a> {
 
 /// Ends a tree: politely (SIGHUP, SIGTERM, SIGCONT), and surely (SIGKILL) once `grace` has passed.
 ///
-/// Returns when no process of the tree is left, or after as long again if the kernel cannot end one.
-pub async fn end(id: &TreeId, root: Pid, grace: Duration) {
-    end_all(&Which::Tree { id, root }, grace).await;
+/// Returns when no process of the tree is left, or after as long again if the kernel cannot end one. Dropping it leaves
+/// the rest of the tree running.
+pub async fn end(id: TreeId, root: Pid, grace: Duration) {
+    end_all(Which::Tree { id, root }, grace).await;
 }
 
 /// Ends all our descendants in the same way.
 pub async fn end_descendants(grace: Duration) {
-    end_all(&Which::Descendants, grace).await;
+    end_all(Which::Descendants, grace).await;
 }
 
-async fn end_all(which: &Which<'_>, grace: Duration) {
+async fn end_all(which: Which, grace: Duration) {
     let started = Instant::now();
+    let mut scan = Scan::new(which);
     let mut told = HashSet::new();
     let mut pause = Duration::from_millis(1);
     loop {
-        reaper::reap_adopted();
-        let members = members(which);
+        let members;
+        (scan, members) = scan.in_background(Scan::members).await;
         if members.is_empty() {
             return;
         }
-        let sure = started.elapsed() >= grace;
-        for pid in &members {
-            if sure {
-                send(*pid, Signal::KILL);
-            } else if told.insert(*pid) {
-                for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
-                    send(*pid, signal);
-                }
-            }
+        if started.elapsed() >= grace || members.len() >= CROWD {
+            break;
         }
-        if started.elapsed() >= grace * 2 + Duration::from_secs(1) {
-            tracing::warn!(left = members.len(), "processes did not end although they were killed");
-            return;
+        for process in members.iter().filter(|process| told.insert(process.pid)) {
+            for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
+                send(process.pid, signal);
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    let killing = Instant::now();
+    loop {
+        let left;
+        (scan, left) = scan.in_background(Scan::kill).await;
+        if left == 0 {
+            return;
+        }
+        if killing.elapsed() >= grace + STOPPING {
+            tracing::warn!(left, "processes did not end although they were killed");
+            return;
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -100,44 +143,116 @@ fn send(pid: i32, signal: Signal) {
     }
 }
 
-/// The living processes of a tree: those that carry its mark, the root's descendants, and whoever shares a session with
-/// one of them.
-fn members(which: &Which<'_>) -> HashSet<i32> {
-    let processes = processes();
-    let ourselves = rustix::process::getpid().as_raw_nonzero().get();
-    let our_session = rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
-    let mut found: HashSet<i32> = match which {
-        Which::Descendants => HashSet::from([ourselves]),
-        Which::Tree { id, root } => {
-            let mark = format!("{}={id}", TreeId::VARIABLE);
-            let marked =
-                processes.iter().filter(|process| carries(process.pid, mark.as_bytes())).map(|process| process.pid);
-            marked.chain([root.as_raw_nonzero().get()]).collect()
-        }
-    };
-    let mut sessions: HashSet<i32> = HashSet::new();
-    loop {
-        let before = (found.len(), sessions.len());
-        for process in &processes {
-            if process.pid != ourselves && (found.contains(&process.parent) || sessions.contains(&process.session)) {
-                found.insert(process.pid);
-            }
-            if found.contains(&process.pid) && process.session != our_session && process.session != 0 {
-                sessions.insert(process.session);
-            }
-        }
-        if before == (found.len(), sessions.len()) {
-            break;
-        }
-    }
-    let living: HashSet<i32> = processes.iter().filter(|process| !process.zombie).map(|process| process.pid).collect();
-    found.retain(|pid| *pid != ourselves && *pid != 1 && living.contains(pid));
-    found
+/// Looks for the processes of a tree, again and again.
+#[derive(Debug)]
+struct Scan {
+    which: Which,
+    /// Which processes carry the mark, by number and beginning: asked once of each.
+    marked: HashMap<(i32, u64), bool>,
 }
 
-fn carries(pid: i32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark))
+impl Scan {
+    fn new(which: Which) -> Self {
+        Self { which, marked: HashMap::new() }
+    }
+
+    /// `/proc` of a machine with thousands of processes takes a while to read.
+    async fn in_background<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> (Self, T) {
+        let work = move || {
+            let done = work(&mut self);
+            (self, done)
+        };
+        tokio::task::spawn_blocking(work).await.expect("scanning does not panic")
+    }
+
+    /// Kills what there is of the tree; says how many were found.
+    ///
+    /// First everything is stopped, until nothing new appears: what is stopped starts no other, so that a tree cannot
+    /// outrun the scan. A process group is signalled as a whole, which the kernel does without a gap.
+    fn kill(&mut self) -> usize {
+        let started = std::time::Instant::now();
+        if matches!(self.which, Which::Descendants) && rustix::process::getpid().is_init() {
+            // As PID 1 everything else in our namespace is ours: kill(-1), which is what the group of that number stands for.
+            let _ = rustix::process::kill_process_group(Pid::INIT, Signal::KILL);
+        }
+        let mut stopped = HashSet::new();
+        let members = loop {
+            let members = self.members();
+            let fresh: Vec<Process> = members.iter().filter(|process| stopped.insert(process.pid)).copied().collect();
+            if fresh.is_empty() || started.elapsed() >= STOPPING {
+                break members;
+            }
+            signal_all(&fresh, Signal::STOP);
+        };
+        signal_all(&members, Signal::KILL);
+        members.len()
+    }
+
+    /// The living processes of a tree: those that carry its mark, the root's descendants, and whoever shares a session
+    /// with one of them.
+    fn members(&mut self) -> Vec<Process> {
+        reaper::reap_adopted();
+        let processes = processes();
+        let ourselves = rustix::process::getpid().as_raw_nonzero().get();
+        let our_session = our_session();
+        let mut found: HashSet<i32> = match self.which {
+            Which::Descendants => HashSet::from([ourselves]),
+            Which::Tree { id, root } => {
+                let before = std::mem::take(&mut self.marked);
+                self.marked = processes
+                    .iter()
+                    .map(|Process { pid, began, .. }| {
+                        let key = (*pid, *began);
+                        (key, before.get(&key).copied().unwrap_or_else(|| id.marks(*pid)))
+                    })
+                    .collect();
+                let marked = self.marked.iter().filter(|(_, marked)| **marked).map(|((pid, _), _)| *pid);
+                marked.chain([root.as_raw_nonzero().get()]).collect()
+            }
+        };
+        let mut sessions: HashSet<i32> = HashSet::new();
+        loop {
+            let before = (found.len(), sessions.len());
+            for process in &processes {
+                if process.pid != ourselves && (found.contains(&process.parent) || sessions.contains(&process.session))
+                {
+                    found.insert(process.pid);
+                }
+                if found.contains(&process.pid) && process.session != our_session && process.session != 0 {
+                    sessions.insert(process.session);
+                }
+            }
+            if before == (found.len(), sessions.len()) {
+                break;
+            }
+        }
+        let is_member = |process: &Process| {
+            !process.zombie && process.pid != ourselves && process.pid != 1 && found.contains(&process.pid)
+        };
+        processes.into_iter().filter(is_member).collect()
+    }
+}
+
+/// Signals each process, and before that its group: all of a session belongs to the tree that one of it belongs to, and
+/// every child of ours has begun with a session of its own.
+fn signal_all(targets: &[Process], signal: Signal) {
+    let our_session = our_session();
+    let apart = targets.iter().filter(|process| process.session != our_session && process.group > 1);
+    let groups: HashSet<i32> = apart.map(|process| process.group).collect();
+    for group in groups.into_iter().filter_map(Pid::from_raw) {
+        // It may be gone already.
+        let _ = rustix::process::kill_process_group(group, signal);
+    }
+    for process in targets {
+        send(process.pid, signal);
+    }
+}
+
+fn our_session() -> i32 {
+    rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get())
 }
 
 fn processes() -> Vec<Process> {
@@ -154,9 +269,11 @@ fn processes() -> Vec<Process> {
 fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let zombie = matches!(fields.next()?, "Z" | "X");
-    let parent = fields.next()?.parse().ok()?;
-    let session = fields.nth(1)?.parse().ok()?;
-    Some(Process { pid, parent, session, zombie })
+    let mut number = || fields.next()?.parse().ok();
+    let (parent, group, session) = (number()?, number()?, number()?);
+    // Field 22 of proc(5); the session was field 6.
+    let began = fields.nth(15)?.parse().ok()?;
+    Some(Process { pid, parent, group, session, zombie, began })
 }
 
 #[cfg(test)]
@@ -165,8 +282,16 @@ mod tests {
 
     #[test]
     fn a_process_named_to_confuse_is_read() {
-        let stat = "7 (a) R 1 (b) S 3 4 5 0 -1 4194560 1 2";
-        assert_eq!(parse_stat(7, stat), Some(Process { pid: 7, parent: 3, session: 5, zombie: false }));
+        let stat = "7 (a) R 1 (b) S 3 4 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 10";
+        let expected = Process { pid: 7, parent: 3, group: 4, session: 5, zombie: false, began: 777 };
+        assert_eq!(parse_stat(7, stat), Some(expected));
         assert_eq!(parse_stat(7, "7 (x"), None);
+    }
+
+    #[test]
+    fn the_mark_is_read_where_the_kernel_shows_it() {
+        let limits = "Limit Soft Limit Hard Limit Units\nMax realtime timeout      12                   345                  us        \n";
+        assert_eq!(real_time_limit(limits), Some(345));
+        assert_eq!(real_time_limit("Max realtime timeout      unlimited            unlimited            us"), None);
     }
 }
