@@ -9,21 +9,18 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use axum::{Router, extract::DefaultBodyLimit};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Semaphore,
-};
+use axum::Router;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use wharf_protocol::{Limits, Secret};
+use wharf_protocol::Secret;
 
 use crate::{
     core::Core,
     dialect::openhands::{self, OpenHands},
     http::{
         native,
-        server::{self, Listener},
+        server::{self, Connections, Listener},
     },
     options::{Command, Listen, OpenHandsOptions, Options, ServeOptions},
     process::{reaper, tree},
@@ -57,7 +54,7 @@ async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     if let Some(ready) = options.ready_fd {
         rustix::io::write(inherited(ready)?, b"r").context("could not write to --ready-fd")?;
     }
-    live(core, dialect, listeners, Limits::default(), Duration::from_secs(options.stop_seconds)).await
+    live(core, dialect, listeners, Duration::from_secs(options.stop_seconds)).await
 }
 
 async fn run_openhands(options: OpenHandsOptions) -> anyhow::Result<()> {
@@ -72,7 +69,7 @@ async fn run_openhands(options: OpenHandsOptions) -> anyhow::Result<()> {
     let dialect = OpenHands::new(core.clone(), settings);
     core.tasks.spawn(dialect.clone().warm_up());
     openhands::serve_viewer(&core, options.port).await;
-    live(core, dialect, vec![listener], Limits::default(), Duration::from_secs(10)).await
+    live(core, dialect, vec![listener], Duration::from_secs(10)).await
 }
 
 /// Serves until a signal or the deadline, then ends everything that was started.
@@ -80,7 +77,6 @@ async fn live(
     core: Arc<Core>,
     dialect: Arc<OpenHands>,
     listeners: Vec<Listener>,
-    limits: Limits,
     stop: Duration,
 ) -> anyhow::Result<()> {
     let shutdown = core.shutdown.clone();
@@ -91,15 +87,12 @@ async fn live(
         }
     });
     core.tasks.spawn(stop_on_signal(shutdown.clone())?);
-    let connections = Arc::new(Semaphore::new(limits.connections as usize));
-    let request_bytes = usize::try_from(limits.request_bytes).unwrap_or(usize::MAX);
-    let router: Router = native::router(core.clone())
-        .merge(openhands::router(dialect, &core))
-        .layer(DefaultBodyLimit::max(request_bytes));
+    let connections = Connections::new(core.clone());
+    let router: Router = native::router(core.clone()).merge(openhands::router(dialect, &core));
     let serving = tokio_util::task::TaskTracker::new();
     for listener in listeners {
         info!(address = ?listener.address(), "listening");
-        serving.spawn(server::serve(listener, router.clone(), connections.clone(), shutdown.clone()));
+        serving.spawn(server::serve(listener, router.clone(), connections.clone()));
     }
     serving.close();
     shutdown.cancelled().await;

@@ -150,6 +150,11 @@ impl Core {
         self.bound().map(|bound| &bound.identity)
     }
 
+    /// What may be used; the defaults before `bind`.
+    pub fn limits(&self) -> Limits {
+        self.bound.get().map_or_else(Limits::default, |bound| bound.identity.limits)
+    }
+
     /// Whether `presented` is the bind secret, in constant time. `false` when there is none (any more).
     pub fn is_bind_secret(&self, presented: &str) -> bool {
         let secret = self.bind_secret.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,20 @@
 //! Listening, and the walls around connections: how many, how large their headers, how long they may idle.
 
-use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::{Router, extract::ConnectInfo};
+use axum::{
+    Router,
+    extract::{ConnectInfo, DefaultBodyLimit},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -10,18 +22,15 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::options::Listen;
+use crate::{core::Core, options::Listen};
 
 /// Bytes of a request line and all headers together.
 const HEADER_BYTES: usize = 64 << 10;
 const HEADERS: usize = 128;
-/// How long a client may take to send its headers, which also bounds an idle kept-alive connection's next request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -74,11 +83,41 @@ async fn remove_dead_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Serves `router` until `shutdown`; then lets running requests end, at most [`GRACE`] long.
+/// The connections of all listeners, counted against the sandbox's limit.
+#[derive(Debug)]
+pub struct Connections {
+    core: Arc<Core>,
+    open: AtomicU32,
+}
+
+/// One open connection; dropping it counts it out.
+#[derive(Debug)]
+struct Counted(Arc<Connections>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connections {
+    pub fn new(core: Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core, open: AtomicU32::new(0) })
+    }
+
+    fn count(self: &Arc<Self>) -> Option<Counted> {
+        let counted = Counted(self.clone());
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        (before < self.core.limits().connections).then_some(counted)
+    }
+}
+
+/// Serves `router` until the sandbox ends; then lets running requests end, at most [`GRACE`] long.
 ///
-/// At most `connections` are open at once; a further one is closed at once, unanswered.
-pub async fn serve(listener: Listener, router: Router, connections: Arc<Semaphore>, shutdown: CancellationToken) {
+/// A connection beyond the limit is closed at once, unanswered.
+pub async fn serve(listener: Listener, router: Router, connections: Arc<Connections>) {
     let tasks = TaskTracker::new();
+    let shutdown = connections.core.shutdown.clone();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -94,15 +133,15 @@ pub async fn serve(listener: Listener, router: Router, connections: Arc<Semaphor
                 continue;
             }
         };
-        let Ok(permit) = connections.clone().try_acquire_owned() else {
+        let Some(counted) = connections.count() else {
             debug!("refused a connection: too many are open");
             continue;
         };
         let router = router.clone();
         let shutdown = shutdown.clone();
         tasks.spawn(async move {
-            serve_connection(stream, peer, router, shutdown).await;
-            drop(permit);
+            serve_connection(stream, peer, router, counted.0.core.clone(), shutdown).await;
+            drop(counted);
         });
     }
     drop(listener);
@@ -128,14 +167,24 @@ async fn accept(listener: &Listener) -> io::Result<(Box<dyn Stream>, Peer)> {
     }
 }
 
-async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, shutdown: CancellationToken) {
+async fn serve_connection(
+    stream: Box<dyn Stream>,
+    peer: Peer,
+    router: Router,
+    core: Arc<Core>,
+    shutdown: CancellationToken,
+) {
+    // It bounds how long the headers may take, and with them how long a kept-alive connection may idle.
+    let idle = Duration::from_secs(core.limits().idle_connection_seconds);
     let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        let body_bytes = usize::try_from(core.limits().request_bytes).unwrap_or(usize::MAX);
+        DefaultBodyLimit::max(body_bytes).apply(&mut request);
         tower::ServiceExt::oneshot(router.clone(), request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(idle)
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))

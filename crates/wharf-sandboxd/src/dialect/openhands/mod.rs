@@ -44,7 +44,7 @@ use crate::{
     editor::Editor,
     http::{
         native::bind as native_bind,
-        server::{self, Listener},
+        server::{self, Connections, Listener},
     },
     options::OpenHandsOptions,
     process::users,
@@ -488,11 +488,10 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Resul
 }
 
 /// Starts the file viewer beside a server at `port`; without a free port there is none, as in the original.
-pub async fn serve_viewer(core: &Core, port: u16) {
+pub async fn serve_viewer(core: &Arc<Core>, port: u16) {
     let Some(listener) = viewer::listen(port).await else {
         tracing::warn!("no free port for the file viewer");
         return;
     };
-    let connections = Arc::new(tokio::sync::Semaphore::new(64));
-    core.tasks.spawn(server::serve(Listener::Tcp(listener), viewer::router(), connections, core.shutdown.clone()));
+    core.tasks.spawn(server::serve(Listener::Tcp(listener), viewer::router(), Connections::new(core.clone())));
 }
