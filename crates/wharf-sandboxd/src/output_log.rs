@@ -84,7 +84,7 @@ pub struct Read {
 }
 
 impl OutputLog {
-    /// A log that keeps the latest `tail_bytes`, and the first [`HEAD_BYTES`] beside them.
+    /// A log that keeps the latest `tail_bytes`, and the first part (256 KiB) beside them.
     pub fn new(tail_bytes: usize) -> Self {
         let ring = Ring {
             tail_bytes,

@@ -75,7 +75,7 @@ pub(crate) enum Command {
 /// What a new sandbox is like.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Shape {
-    /// SOURCE[:TARGET[:ro]] shows a directory of this machine; TARGET is the working directory if it is left out.
+    /// `SOURCE[:TARGET[:ro]]` shows a directory of this machine; TARGET is the working directory if it is left out.
     #[arg(long, value_name = "MOUNT")]
     pub(crate) mount: Vec<String>,
     /// Where commands start.

@@ -260,7 +260,7 @@ fn described(name: String, path: &Path, metadata: &Metadata) -> FileStat {
     }
 }
 
-/// The entries of a directory by name; at most [`LONGEST_LISTING`].
+/// The entries of a directory by name; at most `LONGEST_LISTING`.
 ///
 /// # Errors
 ///

@@ -112,7 +112,7 @@ impl Connections {
     }
 }
 
-/// Serves `router` until the sandbox ends; then lets running requests end, at most [`GRACE`] long.
+/// Serves `router` until the sandbox ends; then lets running requests end, at most five seconds long.
 ///
 /// A connection beyond the limit is closed at once, unanswered.
 pub async fn serve(listener: Listener, router: Router, connections: Arc<Connections>) {
