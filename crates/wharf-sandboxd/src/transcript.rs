@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! ESC ] 7777 ; NONCE ; C BEL                 a command was read and starts (PS0)
+//! ESC ] 7777 ; NONCE ; P BEL                 the shell wants more of a command (PS2)
 //! ESC ] 7777 ; NONCE ; B US fields … BEL     the shell waits for input (PS1)
 //! ```
 //!
@@ -33,6 +34,8 @@ pub enum Event {
     Output(Vec<u8>),
     /// The shell read a whole command; what follows is its output.
     CommandStarted,
+    /// What was typed is not a whole command yet.
+    MoreWanted,
     /// The shell waits for input. The terminal is in readline's hands already.
     PromptShown(ShellFacts),
 }
@@ -142,6 +145,7 @@ fn parse_mark(mark: &[u8]) -> Option<Event> {
     };
     match kind {
         b"C" => Some(Event::CommandStarted),
+        b"P" => Some(Event::MoreWanted),
         b"B" => Some(Event::PromptShown(facts())),
         _ => None,
     }

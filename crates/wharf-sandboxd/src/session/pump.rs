@@ -180,7 +180,9 @@ impl Session {
                         view.output(&bytes);
                         replies.extend(view.screen().take_replies());
                     }
+                    Event::MoreWanted => repair.more_wanted = true,
                     Event::CommandStarted => {
+                        repair.more_wanted = false;
                         view.command_started();
                         marks.push(Mark::Started(self.log.end()));
                     }
@@ -192,6 +194,7 @@ impl Session {
                             continue;
                         }
                         repair.muted = false;
+                        repair.more_wanted = false;
                         latest_prompt.clone_from(&facts.prompt);
                         view.prompt_shown(&facts);
                         marks.push(Mark::Prompt(facts, self.log.end()));
@@ -241,11 +244,19 @@ struct Repair {
     suspicious: bool,
     /// Whether output is thrown away: it is the echo of what repairs the prompt.
     muted: bool,
+    /// Whether the shell reads the rest of a command: nothing must be typed into that.
+    more_wanted: bool,
 }
 
 impl Repair {
     fn new() -> Self {
-        Self { next_look: Instant::now() + FIRST_LOOK, pause: FIRST_LOOK, suspicious: false, muted: false }
+        Self {
+            next_look: Instant::now() + FIRST_LOOK,
+            pause: FIRST_LOOK,
+            suspicious: false,
+            muted: false,
+            more_wanted: false,
+        }
     }
 
     fn heard(&mut self) {
@@ -258,7 +269,7 @@ impl Repair {
     fn is_due(&mut self, shell: &Shell) -> bool {
         let reading = shell.pty.foreground_process_group().is_ok_and(|group| group == shell.pid)
             && shell.pty.is_canonical().is_ok_and(|canonical| !canonical);
-        let due = reading && self.suspicious && !self.muted;
+        let due = reading && self.suspicious && !self.muted && !self.more_wanted;
         self.suspicious = reading;
         self.pause = if reading { FIRST_LOOK } else { (self.pause * 2).min(LATER_LOOK) };
         self.next_look = Instant::now() + self.pause;

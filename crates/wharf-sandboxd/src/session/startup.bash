@@ -28,6 +28,10 @@ __wharf_prompt() {
     *'${WHARF_NONCE}'*) ;;
     *) PS0=${PS0-}'\e]7777;${WHARF_NONCE};C\a' ;;
   esac
+  case ${PS2-} in
+    *'${WHARF_NONCE}'*) ;;
+    *) PS2='\[\e]7777;${WHARF_NONCE};P\a\]'${PS2-} ;;
+  esac
   # The count grows only when a prompt is made, not when readline paints it again.
   case ${PS1-} in
     *'${WHARF_NONCE}'*) ;;

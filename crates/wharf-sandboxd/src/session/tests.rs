@@ -134,11 +134,28 @@ async fn closing_a_session_ends_all_that_it_started() {
 }
 
 #[tokio::test]
-async fn a_hundred_megabytes_of_output_stay_within_the_log() {
+async fn more_output_than_the_log_keeps_is_cut_and_ends() {
     let (session, _home) = session().await;
     let result = session.run(&request("yes | head -c 20000000; echo end")).await.unwrap();
     assert!(result.truncated);
     assert!(result.output.ends_with("end"));
     assert!(result.output.len() <= 17 << 20);
+    session.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_typed_into_a_command_that_is_not_whole_yet() {
+    let (session, _home) = session().await;
+    let mut patience = request("echo \"abc");
+    // Long enough for the prompt to be repaired, were it lost.
+    patience.no_output_timeout_ms = Some(700);
+    assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
+    let mut progress = session.progress();
+    let prompts = progress.borrow().prompts;
+    session.type_bytes(b"def\"\r").await.unwrap();
+    progress.wait_for(|now| now.prompts > prompts).await.unwrap();
+    let (bytes, _) = session.log().copy(ByteOffset(0), session.log().end());
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("abc\r\ndef\r\n") && !text.contains("__wharf_prompt"), "{text}");
     session.close().await;
 }
