@@ -3,10 +3,12 @@
     replay.py SANDBOXD RECORDING[,RECORDING...] [--accept]
 
 Recordings that share files run one after another on one server (golden/README.md). The script starts itself again in a
-mount namespace of its own with an empty /workspace. Every deliberate difference stands in golden/differences.json with
+mount namespace of its own with an empty /workspace and a ~/.bashrc that may be changed. Every deliberate difference stands in golden/differences.json with
 its reason and what is expected instead; `--accept` writes what is new there, for a person to look at and give a reason.
 """
-import base64, difflib, http.client, io, json, os, pathlib, re, socket, subprocess, sys, time, urllib.parse, zipfile
+import base64, difflib, http.client, io, json, os, pathlib, re, sys, urllib.parse, zipfile
+
+import apart
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 DIFFERENCES = GOLDEN / "differences.json"
@@ -49,13 +51,36 @@ def normal(value, key=None):
     return value
 
 
+def exchanges_of(recording):
+    """client_wire has another form: what the real client sent, in its own order, named by step here."""
+    content = json.loads((GOLDEN / f"{recording}.json").read_text())
+    if "exchanges" in content:
+        return content["exchanges"]
+    samples = iter(content["multipart_samples"])
+    exchanges = []
+    for number, sent in enumerate(content["http"]):
+        request = {"method": sent["method"], "path": sent["path"] + ("?" + sent["query"] if sent["query"] else "")}
+        if sent["body"] == "<multipart>":
+            request["body"] = next(samples)
+            boundary = request["body"].split("\r\n", 1)[0][2:]
+            request["headers"] = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        elif sent["body"] is not None:
+            request["json"] = sent["body"]
+        response = sent["response"]
+        if "bytes" in response:
+            response = {"status": response["status"], "content_type": response["content_type"]}
+        exchanges.append({"name": f"{number:02} {sent['step']}", "request": request, "response": response})
+    return exchanges
+
+
 def body_of(recording, exchange, fixtures):
     request = exchange["request"]
     headers, body = dict(request.get("headers") or {}), None
     if request.get("json") is not None:
         body, headers["content-type"] = json.dumps(request["json"]).encode(), "application/json"
     if "body" in request:
-        body = request["body"].encode()
+        # The sample of a zip file stands there byte by byte.
+        body = request["body"].encode("latin-1" if "PK\x03\x04" in request["body"] else "utf-8")
     if "multipart" in request:
         name = request["multipart"]["file"]["filename"]
         data = base64.b64decode(fixtures[recording]["multipart"][exchange["name"]])
@@ -76,7 +101,9 @@ def ask(port, recording, exchange, fixtures):
     raw = answer.read()
     expected = exchange.get("response") or {"json": None}
     got = {"status": answer.status}
-    if "zip_entries" in expected or answer.getheader("content-type") == "application/zip":
+    if set(expected) == {"status", "content_type"}:
+        got["content_type"] = answer.getheader("content-type")
+    elif "zip_entries" in expected or answer.getheader("content-type") == "application/zip":
         entries = zipfile.ZipFile(io.BytesIO(raw)).infolist()
         got["content_disposition"] = answer.getheader("content-disposition")
         got["zip_entries"] = [
@@ -98,39 +125,21 @@ def wanted(exchange):
     return response
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def replay(sandboxd, recordings, accept):
     fixtures = json.loads((GOLDEN / "fixtures.json").read_text())["recordings"]
     differences = json.loads(DIFFERENCES.read_text()) if DIFFERENCES.exists() else {}
-    start = fixtures[recordings[0].replace("file_viewer", "action_server_read_and_view")]["server"]
-    port = free_port()
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "USER")}
-    environment.update(start["environment"])
-    server = subprocess.Popen([sandboxd, str(port), *start["arguments"][1:]], env=environment, cwd="/")
+    start = fixtures["action_server_auth" if recordings[0] == "action_server_auth" else "action_server_bash_1"]["server"]
     failures, passed, found = [], 0, {}
-    try:
-        deadline = time.time() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.time() > deadline:
-                    raise
-                time.sleep(0.01)
+    with apart.server(sandboxd, start["arguments"][1:], start["environment"]) as port:
         for recording in recordings:
             viewer = recording == "file_viewer"
             at = int(pathlib.Path("/tmp/oh-server-url").read_text().rsplit(":", 1)[1]) if viewer else port
-            here = fixtures.get(recording, fixtures["action_server_read_and_view"])
-            for file in here["files"]:
+            here = fixtures[recording]
+            # The file viewer's are said in words: those of the recording before it.
+            for file in [] if viewer else here["files"]:
                 place(file)
             known = differences.get(recording, {})
-            for exchange in json.loads((GOLDEN / f"{recording}.json").read_text())["exchanges"]:
+            for exchange in exchanges_of(recording):
                 name = exchange["name"]
                 for file in here.get("between", []):
                     if file["before"] == name:
@@ -152,9 +161,6 @@ def replay(sandboxd, recordings, accept):
                     passed += 1
                 if name in known and "response" in exchange and known[name]["instead"] == wanted(exchange):
                     failures.append(f"{recording}#{name}: the difference that is listed is none")
-    finally:
-        server.terminate()
-        server.wait(30)
     if accept:
         for recording, names in found.items():
             differences.setdefault(recording, {}).update(names)
@@ -165,9 +171,5 @@ def replay(sandboxd, recordings, accept):
 
 
 if __name__ == "__main__":
-    if os.environ.get("WHARF_REPLAY") != "inside":
-        os.makedirs("/workspace", exist_ok=True)
-        script = 'mount -t tmpfs none /workspace && exec "$@"'
-        command = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *sys.argv]
-        os.execvpe(command[0], command, {**os.environ, "WHARF_REPLAY": "inside"})
+    apart.enter()
     sys.exit(replay(sys.argv[1], sys.argv[2].split(","), "--accept" in sys.argv))

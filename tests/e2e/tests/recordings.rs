@@ -31,7 +31,9 @@ fn the_key_is_checked_as_by_the_original() {
 
 #[test]
 fn files_editor_and_transfer_answer_as_the_original() {
-    replay("action_server_read_and_view,action_server_write,action_server_edit,action_server_http_endpoints");
+    replay(
+        "action_server_read_and_view,file_viewer,action_server_write,action_server_edit,action_server_http_endpoints",
+    );
 }
 
 #[test]
@@ -42,4 +44,9 @@ fn commands_answer_as_the_original() {
 #[test]
 fn interactive_commands_answer_as_the_original() {
     replay("action_server_bash_interactive");
+}
+
+#[test]
+fn what_the_real_client_sends_is_answered_as_by_the_original() {
+    replay("client_wire");
 }
