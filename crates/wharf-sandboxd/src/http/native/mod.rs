@@ -86,3 +86,6 @@ pub(crate) fn resident_bytes() -> u64 {
         .unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,8 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
                 // What the process does not take any more is no fault of the caller.
                 Err(error) if error.problem().kind != ProblemKind::Conflict => {
                     let _ = refused.try_send(error);
-                    break;
+                    // The speaker tells the client why, and ends the conversation.
+                    return std::future::pending().await;
                 }
                 _ => {}
             }
