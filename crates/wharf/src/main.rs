@@ -3,8 +3,12 @@
 
 mod cli;
 mod commands;
+mod copy;
 mod error;
 mod parse;
+mod progress;
+mod show;
+mod streams;
 mod terminal;
 
 use std::process::ExitCode;

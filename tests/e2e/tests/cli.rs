@@ -1,4 +1,5 @@
 //! The built `wharf`, used as a person would, with real sandboxes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
     io::Write,
@@ -6,23 +7,48 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+/// Somebody without any privilege, whom the machine need not know.
+const ORDINARY: u32 = 43_210;
+
 struct Wharf {
     state: tempfile::TempDir,
+    /// Where an ordinary user finds the programs; root takes them where they were built.
+    programs: Option<tempfile::TempDir>,
 }
 
 impl Wharf {
     fn new() -> Self {
-        Self { state: tempfile::tempdir().expect("tests may make temporary directories") }
+        Self { state: tempfile::tempdir().unwrap(), programs: None }
+    }
+
+    fn as_ordinary_user() -> Self {
+        let (state, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::chown(state.path(), Some(ORDINARY), Some(ORDINARY)).expect("run the tests as root");
+        let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        std::fs::set_permissions(programs.path(), open).unwrap();
+        for name in ["wharf", "wharf-sandboxd"] {
+            std::fs::copy(wharf_e2e::program(name), programs.path().join(name)).unwrap();
+        }
+        Self { state, programs: Some(programs) }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(wharf_e2e::program("wharf"));
+        let mut command = match &self.programs {
+            None => Command::new(wharf_e2e::program("wharf")),
+            Some(programs) => {
+                let mut command = Command::new("setpriv");
+                let id = ORDINARY.to_string();
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
+                command.arg(programs.path().join("wharf")).env("HOME", self.state.path()).current_dir("/");
+                command
+            }
+        };
         command.arg("--state-dir").arg(self.state.path()).args(arguments).stdin(Stdio::null());
         command
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the program was built")
+        self.command(arguments).output().unwrap()
     }
 
     #[track_caller]
@@ -88,9 +114,9 @@ fn a_sandbox_lives_stops_starts_and_goes() {
     wharf.check(&["create", "box"], 0, "box\n");
     assert_eq!(wharf.run(&["create", "box"]).status.code(), Some(125));
     wharf.check(&["exec", "box", "--", "sh", "-c", "echo kept > file; pwd"], 0, "/workspace\n");
-    wharf.check(&["stop", "box"], 0, "");
+    wharf.check(&["stop", "box"], 0, "box\n");
     assert_eq!(wharf.run(&["exec", "box", "--", "true"]).status.code(), Some(125));
-    wharf.check(&["start", "box"], 0, "");
+    wharf.check(&["start", "box"], 0, "box\n");
     wharf.check(&["exec", "box", "-e", "A=b c", "--", "sh", "-c", "cat file; echo $A"], 0, "kept\nb c\n");
     wharf.check(&["rm", "box"], 0, "box\n");
     assert_eq!(wharf.run(&["rm", "box"]).status.code(), Some(125));
@@ -129,13 +155,34 @@ fn a_mounted_directory_is_shared_with_its_owner() {
 
 #[test]
 fn attempts_to_get_out_fail() {
-    let wharf = Wharf::new();
+    try_to_get_out(&Wharf::new());
+}
+
+#[test]
+fn attempts_to_get_out_of_an_ordinary_users_sandbox_fail() {
+    let wharf = Wharf::as_ordinary_user();
+    wharf.check(&["run", "--", "sh", "-c", "echo kept > file && cat file"], 0, "kept\n");
+    try_to_get_out(&wharf);
+}
+
+fn try_to_get_out(wharf: &Wharf) {
+    wharf.check(&["create", "neighbour"], 0, "neighbour\n");
+    let neighbour = String::from_utf8(wharf.run(&["inspect", "neighbour"]).stdout).unwrap();
+    let neighbour: serde_json::Value = serde_json::from_str(&neighbour).unwrap();
+    let socket = neighbour["socket"].as_str().unwrap();
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "host secret").unwrap();
     let attempts = [
         ("read the host's shadow file", "cat /etc/shadow"),
         ("read a host file", &*format!("cat {}", secret.path().display())),
         ("read the state directory", &*format!("ls {}", wharf.state.path().join("sandboxes").display())),
+        (
+            "reach another sandbox's socket",
+            &*format!(
+                "test -S {socket} || perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"{socket}\")) or exit 1'"
+            ),
+        ),
+        ("trace sandboxd", "perl -e 'exit(syscall(101, 16, 1, 0, 0) == 0 ? 0 : 1)'"),
         ("write the host's programs", "touch /usr/bin/evil"),
         ("write the host's settings", "touch /etc/evil"),
         ("mount", "mount -t tmpfs none /tmp"),
@@ -222,6 +269,72 @@ fn two_creates_of_one_name_make_one_sandbox() {
         .filter(|output| output.status.success())
         .count();
     assert_eq!(won, 1);
+}
+
+#[test]
+fn every_result_is_json_when_asked_for() {
+    let wharf = Wharf::new();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = wharf.run(&[&["-o", "json"], arguments].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{arguments:?}: {text}"))
+    };
+    assert_eq!(json(&["create", "box"])["name"], "box");
+    assert_eq!(json(&["ls"])[0]["name"], "box");
+    let exec = json(&["exec", "-d", "box", "--", "sh", "-c", "printf out; exit 3"]);
+    let id = exec["id"].as_str().unwrap();
+    let output = wharf.run(&["-o", "json", "attach", "box", id, "--offset", "1"]);
+    assert_eq!(output.status.code(), Some(3));
+    let frames: Vec<serde_json::Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&frames[0]["offset"], &frames.last().unwrap()["code"]), (&1.into(), &3.into()), "{frames:?}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "four").unwrap();
+    assert_eq!(json(&["cp", file.path().to_str().unwrap(), "box:/workspace/f"])["bytes"], 4);
+    assert_eq!(json(&["inspect", "box"])["execs"][0]["state"], "exited");
+    assert_eq!(json(&["stop", "box"])["name"], "box");
+    assert_eq!(json(&["start", "box"])["status"], "ready");
+    assert_eq!(json(&["rm", "box"]), serde_json::json!(["box"]));
+    assert_eq!(json(&["gc"]), serde_json::json!([]));
+}
+
+#[test]
+fn who_only_watches_does_not_end_what_is_watched() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    let id =
+        String::from_utf8(wharf.run(&["exec", "-d", "box", "--", "sh", "-c", "echo on; sleep 1000"]).stdout).unwrap();
+    let mut watcher = wharf.command(&["logs", "-f", "box", id.trim()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 3];
+    std::io::Read::read_exact(watcher.stdout.as_mut().unwrap(), &mut line).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&watcher), rustix::process::Signal::INT).unwrap();
+    watcher.wait().unwrap();
+    let about = String::from_utf8(wharf.run(&["inspect", "box"]).stdout).unwrap();
+    let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+    assert_eq!(about["execs"][0]["state"], "running");
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_nothing_after_gc() {
+    let wharf = Wharf::new();
+    let mut child =
+        wharf.command(&["run", "--", "sh", "-c", "echo up; exec sleep 4321"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wharf.run(&["gc"]);
+    assert_eq!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().count(), 0);
+    let left = Command::new("pgrep").args(["-f", "^sleep 4321"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+#[test]
+fn without_walls_it_says_so_and_still_works() {
+    let wharf = Wharf::new();
+    let output = wharf.run(&["run", "--isolation", "none", "--", "echo", "bare"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "bare\n");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no walls"), "{said}");
 }
 
 #[test]

@@ -105,7 +105,10 @@ pub struct Record {
     /// Seconds since the Unix epoch.
     pub created_at: f64,
     /// The first process of the sandbox, by its number on the host, and when it was started.
-    init: Option<Init>,
+    init: Option<Running>,
+    /// For whom it was made: it is garbage once that process has ended.
+    #[serde(default)]
+    owner: Option<Running>,
     /// Why it was stopped, if somebody did.
     #[serde(default)]
     stopped: Option<String>,
@@ -118,8 +121,18 @@ pub struct Record {
     directory: PathBuf,
 }
 
+/// How long a sandbox stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is removed.
+    Kept,
+    /// Until it is removed or this process has ended: then it is garbage.
+    OfThisProcess,
+}
+
+/// One process of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Init {
+struct Running {
     pid: i32,
     /// Clock ticks after boot: a number that comes again is not taken for the same process.
     started: u64,
@@ -181,7 +194,12 @@ impl LocalRuntime {
     /// # Cancel safety
     ///
     /// A dropped call may leave a sandbox that runs; it is found, or cleaned by [`LocalRuntime::collect_garbage`].
-    pub async fn create(&self, name: SandboxName, spec: &SandboxSpec) -> Result<Record, LocalError> {
+    pub async fn create(
+        &self,
+        name: SandboxName,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+    ) -> Result<Record, LocalError> {
         check(spec)?;
         let lock = self.lock(&name)?;
         let directory = self.directory(&name);
@@ -189,7 +207,7 @@ impl LocalRuntime {
             return Err(LocalError::Exists(name));
         }
         self.clean(&name)?;
-        let made = self.make(&name, spec, &directory).await;
+        let made = self.make(&name, spec, lifetime, &directory).await;
         if made.is_err() {
             // The first error is the one to tell.
             let _ = self.clean(&name);
@@ -198,7 +216,18 @@ impl LocalRuntime {
         made
     }
 
-    async fn make(&self, name: &SandboxName, spec: &SandboxSpec, directory: &Path) -> Result<Record, LocalError> {
+    async fn make(
+        &self,
+        name: &SandboxName,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+        directory: &Path,
+    ) -> Result<Record, LocalError> {
+        let ourselves = rustix::process::getpid().as_raw_nonzero().get();
+        let owner = match lifetime {
+            Lifetime::Kept => None,
+            Lifetime::OfThisProcess => started_at(ourselves).map(|started| Running { pid: ourselves, started }),
+        };
         make_private(directory)?;
         let covered = spec.mounts.iter().any(|mount| mount.target == spec.working_dir);
         let workspace = (!covered).then(|| directory.join("workspace"));
@@ -213,6 +242,7 @@ impl LocalRuntime {
             spec: spec.clone(),
             created_at: seconds_now(),
             init: None,
+            owner,
             stopped: None,
             socket: self.socket_directory(name).join("api.sock"),
             workspace,
@@ -273,7 +303,7 @@ impl LocalRuntime {
                 return Err(LocalError::Wall { part, reason: self.explained(record, reason) });
             }
         };
-        record.init = started_at(pid).map(|started| Init { pid, started });
+        record.init = started_at(pid).map(|started| Running { pid, started });
         record.stopped = None;
         // From here on the record names the processes, so that whoever comes next can end them.
         self.write(record)?;
@@ -393,8 +423,12 @@ impl LocalRuntime {
 
     /// Removes what programs that were killed left half made; gives the names.
     pub fn collect_garbage(&self) -> Vec<SandboxName> {
-        let half_made = |name: &SandboxName| !self.directory(name).join("record.json").exists();
-        self.names().into_iter().filter(half_made).filter(|name| self.remove(name).is_ok()).collect()
+        let is_garbage = |name: &SandboxName| match self.find(name) {
+            Some(record) => record.owner.is_some_and(|owner| !is_running(owner)),
+            // A record that cannot be read may be another version's.
+            None => !self.directory(name).join("record.json").exists(),
+        };
+        self.names().into_iter().filter(is_garbage).filter(|name| self.remove(name).is_ok()).collect()
     }
 
     fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {
@@ -610,8 +644,8 @@ fn started_at(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-fn is_running(init: Init) -> bool {
-    started_at(init.pid) == Some(init.started)
+fn is_running(process: Running) -> bool {
+    started_at(process.pid) == Some(process.started)
 }
 
 /// Ends one process and waits for it: SIGTERM, then SIGKILL.

@@ -37,6 +37,6 @@ impl Modify for Key {
 }
 
 /// The description of all routes below `/v1`.
-pub fn document() -> Document {
+pub(super) fn document() -> Document {
     Api::openapi()
 }

@@ -1,13 +1,13 @@
 use std::collections::BTreeSet;
 
 use axum::body::Body;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use wharf_protocol::Secret;
 
-use super::*;
+use super::{openapi::document, *};
 
 const SECRET: &str = "the-bind-secret-of-a-test";
 const KEY: &str = "the-key-of-a-test";

@@ -1,0 +1,65 @@
+//! What is going on, on standard error, when it takes more than a second and a person looks on.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::{io::AsyncRead, task::JoinHandle};
+
+const PATIENCE: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(120);
+
+/// A line that appears after a second and goes with this value.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    appearing: JoinHandle<()>,
+}
+
+impl Progress {
+    /// Says what is being waited for.
+    pub(crate) fn waiting(what: impl Into<String>) -> Self {
+        Self::new(what.into(), "{spinner} {msg} ({elapsed})")
+    }
+
+    /// Counts bytes; see [`Progress::read`].
+    pub(crate) fn bytes(what: impl Into<String>) -> Self {
+        Self::new(what.into(), "{spinner} {msg}: {bytes}, {bytes_per_sec}")
+    }
+
+    fn new(what: String, template: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_message(what);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        let shown = bar.clone();
+        let appearing = tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            // Hidden where standard error is no terminal.
+            shown.set_draw_target(ProgressDrawTarget::stderr());
+            shown.enable_steady_tick(TICK);
+        });
+        Self { bar, appearing }
+    }
+
+    /// Counts what is read through it.
+    pub(crate) fn read<R: AsyncRead + Unpin>(&self, from: R) -> impl AsyncRead + Unpin + use<R> {
+        self.bar.wrap_async_read(from)
+    }
+
+    /// Counts what is written through it.
+    pub(crate) fn write<W: tokio::io::AsyncWrite + Unpin>(&self, to: W) -> impl tokio::io::AsyncWrite + Unpin + use<W> {
+        self.bar.wrap_async_write(to)
+    }
+
+    /// Bytes so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.bar.position()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.appearing.abort();
+        self.bar.finish_and_clear();
+    }
+}

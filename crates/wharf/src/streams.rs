@@ -1,0 +1,260 @@
+//! Conversations with what runs in a sandbox: its output to ours, our input and signals to it.
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Context, bail};
+use tokio::{
+    io::AsyncReadExt,
+    signal::unix::{SignalKind, signal},
+};
+use wharf_client::{Input, Output, Sandbox};
+use wharf_protocol::{ExecRequest, Frame, SessionRequest, Stream};
+use wharf_runtime::local::LocalRuntime;
+
+use crate::{
+    cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
+    commands::client,
+    show,
+    terminal::{self, RawTerminal},
+};
+
+/// As a shell reports a program that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 141;
+const READ_BYTES: usize = 16 << 10;
+/// Ctrl-P Ctrl-Q, as docker has it.
+const DETACH: [u8; 2] = [0x10, 0x11];
+
+/// Runs a command in the foreground: its streams are ours, and its exit code.
+pub(crate) async fn execute(
+    sandbox: &Sandbox,
+    mut request: ExecRequest,
+    flags: TerminalFlags,
+    form: OutputForm,
+) -> anyhow::Result<ExitCode> {
+    if flags.tty && !terminal::is_interactive() {
+        bail!("-t needs a terminal: standard input is none");
+    }
+    request.stdin = flags.interactive;
+    request.terminal = flags.tty.then(terminal::size);
+    let exec = sandbox.exec(&request).await?;
+    let output = sandbox.attach_exec(&exec.id, 0);
+    let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
+    let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
+    let ended = converse(output, manner).await;
+    drop(raw);
+    // A finished exec leaves nothing to look at.
+    let _ = sandbox.remove_exec(&exec.id).await;
+    ended
+}
+
+/// How to converse.
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    /// Whether standard input is passed on.
+    input: bool,
+    tty: bool,
+    /// Whether Ctrl-P Ctrl-Q leaves.
+    detachable: bool,
+    /// Whether only output is wanted: Ctrl-C then ends this program and nothing else.
+    watching: bool,
+    form: OutputForm,
+}
+
+impl Manner {
+    fn watching(form: OutputForm) -> Self {
+        Self { input: false, tty: false, detachable: false, watching: true, form }
+    }
+}
+
+/// Carries output, input and signals until the other side ends; gives its exit code.
+async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<ExitCode> {
+    let Manner { input, tty, detachable, watching, form } = manner;
+    let sender = output.input();
+    let (detach, mut detached) = tokio::sync::oneshot::channel();
+    let feeding = input.then(|| tokio::spawn(feed(sender.clone(), detachable.then_some(detach))));
+    let signals = (!watching).then(|| tokio::spawn(forward_signals(sender, tty)));
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let code = loop {
+        let frame = tokio::select! {
+            biased;
+            Ok(()) = &mut detached, if detachable => break 0,
+            frame = output.next() => frame,
+        };
+        let frame = frame?;
+        if form == OutputForm::Json
+            && let Some(frame) = &frame
+            && show::frame(frame).is_err()
+        {
+            break BROKEN_PIPE;
+        }
+        match frame {
+            Some(Frame::Output { .. } | Frame::Gap { .. }) if form == OutputForm::Json => {}
+            Some(Frame::Output { stream, data, .. }) => {
+                let written = match stream {
+                    Stream::Stdout | Stream::Terminal => out.write_all(&data).and_then(|()| out.flush()),
+                    Stream::Stderr => err.write_all(&data),
+                };
+                // Nobody reads any more: that ends quietly, as for any program in a pipe.
+                if written.is_err() {
+                    break BROKEN_PIPE;
+                }
+            }
+            Some(Frame::Gap { from, to }) => {
+                anstream::eprintln!("\r\nwharf: {} bytes of output are no longer kept\r", to.0 - from.0);
+            }
+            Some(Frame::Exit { code, signal }) => {
+                break code.or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+            }
+            Some(Frame::End { .. }) | None => break 0,
+            Some(Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. }) => {}
+        }
+    };
+    if let Some(signals) = signals {
+        signals.abort();
+    }
+    if let Some(feeding) = feeding {
+        feeding.abort();
+    }
+    Ok(ExitCode::from(code as u8))
+}
+
+/// Passes standard input on until its end, or until the keys to detach.
+async fn feed(sender: Input, detach: Option<tokio::sync::oneshot::Sender<()>>) {
+    let mut stdin = tokio::io::stdin();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut held = false;
+    loop {
+        match stdin.read(&mut buffer).await {
+            Ok(0) | Err(_) => {
+                sender.send(Frame::InputEnd).await;
+                return;
+            }
+            Ok(count) => {
+                let data = &buffer[..count];
+                if let Some(detach) = &detach
+                    && !detach.is_closed()
+                    && (data == DETACH || (held && data == &DETACH[1..]))
+                {
+                    break;
+                }
+                held = data == &DETACH[..1];
+                if !sender.send(Frame::Input { data: data.to_vec().into() }).await {
+                    return;
+                }
+            }
+        }
+    }
+    if let Some(detach) = detach {
+        // The other side has ended by itself: then there is nothing to detach from.
+        let _ = detach.send(());
+    }
+}
+
+/// Ctrl-C and the like go to the command; a second Ctrl-C kills it. The window's size follows ours.
+async fn forward_signals(sender: Input, tty: bool) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut resized = signal(SignalKind::window_change())?;
+    let mut interrupts = 0;
+    loop {
+        let number = tokio::select! {
+            _ = interrupt.recv() => {
+                interrupts += 1;
+                if interrupts > 1 { 9 } else { 2 }
+            }
+            _ = terminate.recv() => 15,
+            _ = hangup.recv() => 1,
+            _ = quit.recv() => 3,
+            _ = resized.recv() => {
+                if tty {
+                    let size = terminal::size();
+                    sender.send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
+                }
+                continue;
+            }
+        };
+        sender.send(Frame::Signal { signal: number }).await;
+    }
+}
+
+/// `wharf shell`.
+pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::Result<ExitCode> {
+    if !terminal::is_interactive() {
+        bail!(
+            "a shell needs a terminal: standard input is none (`wharf exec {} -- CMD` runs a command)",
+            arguments.name
+        );
+    }
+    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let size = terminal::size();
+    let request = SessionRequest { id: Some(arguments.session.clone()), terminal: size, ..SessionRequest::default() };
+    let session = sandbox.session(&request).await?;
+    let output = sandbox.attach_session(&session.id, None);
+    output.input().send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
+    anstream::eprintln!("(Ctrl-P Ctrl-Q leaves the shell running)");
+    let raw = RawTerminal::enter()?;
+    let manner = Manner { input: true, tty: true, detachable: true, watching: false, form: OutputForm::Table };
+    let ended = converse(output, manner).await;
+    drop(raw);
+    anstream::eprintln!();
+    ended
+}
+
+/// `wharf attach`.
+pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let output = find_output(&sandbox, &arguments.id, arguments.offset).await?;
+    converse(output, Manner::watching(form)).await
+}
+
+/// The output of an exec or a session, whichever has this id.
+async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result<Output> {
+    if let Some(exec) = sandbox.execs().await?.into_iter().find(|exec| exec.id.as_str() == id) {
+        return Ok(sandbox.attach_exec(&exec.id, offset));
+    }
+    match sandbox.sessions().await?.into_iter().find(|session| session.id.as_str() == id) {
+        Some(session) => Ok(sandbox.attach_session(&session.id, Some(offset))),
+        None => bail!("neither an exec nor a session has the id `{id}`; `wharf inspect` lists them"),
+    }
+}
+
+/// `wharf logs`.
+pub(crate) async fn logs(runtime: &LocalRuntime, arguments: Logs, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let record = runtime.get(&arguments.name)?;
+    let Some(id) = arguments.id else {
+        let log = tokio::fs::read(record.log()).await.context("could not read sandboxd's log")?;
+        std::io::stdout().write_all(&log)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let mut output = find_output(&sandbox, &id, 0).await?;
+    if arguments.follow {
+        return converse(output, Manner::watching(form)).await;
+    }
+    let execs = sandbox.execs().await?.into_iter().map(|exec| (exec.id.to_string(), exec.output_end));
+    let sessions = sandbox.sessions().await?.into_iter().map(|session| (session.id.to_string(), session.output_end));
+    let end = execs.chain(sessions).find(|(known, _)| *known == id).map_or(0, |(_, end)| end.0);
+    let mut at = 0;
+    while at < end {
+        let frame = output.next().await?;
+        if form == OutputForm::Json
+            && let Some(frame) = &frame
+        {
+            show::frame(frame)?;
+        }
+        match frame {
+            Some(Frame::Output { offset, data, .. }) => {
+                at = offset.0 + data.len() as u64;
+                if form == OutputForm::Table {
+                    std::io::stdout().write_all(&data)?;
+                }
+            }
+            Some(Frame::Gap { from, to }) => anstream::eprintln!("wharf: {} bytes are no longer kept", to.0 - from.0),
+            Some(Frame::Exit { .. } | Frame::End { .. }) | None => break,
+            Some(Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. }) => {}
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
