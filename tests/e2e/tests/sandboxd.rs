@@ -1,0 +1,178 @@
+//! The built sandboxd as a process: its duties, its command line, its limits on connections.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+
+const SECRET: &str = "the-bind-secret-of-a-test";
+const KEY: &str = "the-key-of-a-test";
+
+struct Server {
+    child: Child,
+    port: u16,
+    home: tempfile::TempDir,
+    agent: ureq::Agent,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// A blank server; `prefix` is what it is started through.
+    fn blank(prefix: &[&str]) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let secret = home.path().join("secret");
+        std::fs::write(&secret, SECRET).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let program = wharf_e2e::program("wharf-sandboxd").display().to_string();
+        let argv: Vec<&str> =
+            prefix.iter().copied().chain([program.as_str(), "serve", "--stop-seconds", "1"]).collect();
+        let child = Command::new(argv[0])
+            .args(&argv[1..])
+            .arg("--listen")
+            .arg(format!("tcp:127.0.0.1:{port}"))
+            .arg("--bind-secret-file")
+            .arg(&secret)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", argv[0]));
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let server = Self { child, port, home, agent };
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            std::thread::yield_now();
+        }
+        server
+    }
+
+    fn bound(prefix: &[&str], limits: Value) -> Self {
+        let server = Self::blank(prefix);
+        let request = json!({ "keys": [KEY], "working_dir": server.home.path(), "limits": limits });
+        assert_eq!(server.post(SECRET, "/v1/bind", &request).0, 204);
+        server
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn post(&self, key: &str, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.agent.post(self.url(path)).header("Authorization", format!("Bearer {key}"));
+        let mut answer = request.send_json(body).unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or(Value::Null))
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let request = self.agent.get(self.url(path)).header("Authorization", format!("Bearer {KEY}"));
+        request.call().unwrap().body_mut().read_json().unwrap()
+    }
+
+    /// Runs a command in a session; gives what it printed.
+    fn run(&self, command: &str) -> String {
+        self.post(KEY, "/v1/sessions", &json!({ "id": "s" }));
+        let (status, result) = self.post(KEY, "/v1/sessions/s/run", &json!({ "command": command }));
+        assert_eq!(status, 200, "{result}");
+        result["output"].as_str().unwrap().trim().to_owned()
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+#[test]
+fn sigterm_ends_all_that_was_started_and_the_server_with_success() {
+    let mut server = Server::bound(&[], json!({}));
+    let script = "setsid sh -c 'trap \"\" TERM HUP; echo $$ > away; exec sleep 1000' >/dev/null 2>&1 & \
+                  while ! [ -s away ]; do :; done";
+    server.run(script);
+    let away = server.run("cat away");
+    let (_, exec) = server.post(KEY, "/v1/execs", &json!({ "argv": ["sleep", "1000"] }));
+    let exec = exec["pid"].to_string();
+    assert!(is_alive(&away) && is_alive(&exec), "{away} {exec}");
+    rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    assert!(!is_alive(&away) && !is_alive(&exec), "{away} {exec}");
+}
+
+#[test]
+fn as_the_first_process_it_reaps_what_others_leave() {
+    let server = Server::bound(&["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], json!({}));
+    assert_eq!(server.run("cat /proc/1/comm"), "wharf-sandboxd");
+    // Orphans that end are nobody's children but the first process's.
+    server.run("for i in 1 2 3 4 5; do (sleep 0.01 &); done; sleep 0.2");
+    assert_eq!(server.run("cat /proc/[0-9]*/stat | grep -c ') Z '"), "0");
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_idle_ones_do_not_stay() {
+    let server = Server::bound(&[], json!({ "connections": 2, "idle_connection_seconds": 1 }));
+    // The one that bound is kept open by its client; one more may come.
+    let mut second = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    second.write_all(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n").unwrap();
+    let mut third = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut byte = [0];
+    assert!(matches!(third.read(&mut byte), Ok(0) | Err(_)), "the third is closed at once");
+    // Headers that never end: the time for idling bounds them.
+    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut rest = Vec::new();
+    let ended = second.read_to_end(&mut rest);
+    assert!(ended.is_ok(), "{ended:?}");
+    assert!(!String::from_utf8_lossy(&rest).contains("200 OK"), "it was never a request");
+}
+
+#[test]
+fn a_request_that_is_too_large_is_refused() {
+    let server = Server::bound(&[], json!({ "request_bytes": 1000 }));
+    let (status, problem) = server.post(KEY, "/v1/execs", &json!({ "argv": ["echo", "x".repeat(2000)] }));
+    assert_eq!((status, &problem["kind"]), (413, &json!("too_large")));
+    assert_eq!(server.get("/v1/info")["execs"], 0);
+}
+
+#[test]
+fn a_hundred_megabytes_of_output_stay_in_bounds_and_slow_nobody() {
+    let server = Server::bound(&[], json!({ "output_bytes": 1 << 20 }));
+    let argv = json!({ "argv": ["sh", "-c", "yes 0123456789 | head -c 100000000"] });
+    let (_, exec) = server.post(KEY, "/v1/execs", &argv);
+    let id = exec["id"].as_str().unwrap();
+    assert_eq!(server.run("echo beside"), "beside");
+    let ended = server.get(&format!("/v1/execs/{id}/wait?timeout_ms=100000"));
+    assert_eq!((&ended["state"], &ended["output_end"]), (&json!("exited"), &json!(100_000_000)));
+    let resident = server.get("/v1/info")["resident_bytes"].as_u64().unwrap();
+    assert!(resident < 64 << 20, "{resident}");
+}
+
+fn sandboxd(arguments: &[&str]) -> Output {
+    Command::new(wharf_e2e::program("wharf-sandboxd")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn a_wrong_command_line_is_refused_with_its_reason() {
+    for (arguments, reason) in [
+        (&["not-a-port"][..], "not-a-port"),
+        (&["70000"], "70000"),
+        (&["serve"], "--listen"),
+        (&["serve", "--listen", "unix:relative", "--bind-secret-fd", "3"], "unix:relative"),
+        (&["serve", "--listen", "tcp:127.0.0.1:0", "--bind-secret-fd", "77"], "77"),
+        (&["serve", "--listen", "tcp:127.0.0.1:0", "--bind-secret-file", "/none"], "/none"),
+    ] {
+        let output = sandboxd(arguments);
+        assert!(!output.status.success() && output.status.signal().is_none(), "{arguments:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(reason), "{arguments:?}: {said}");
+    }
+}
