@@ -10,7 +10,9 @@ use std::path::PathBuf;
 /// With the command that builds it, if it is not there.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own file");
-    let directory = test.parent().and_then(|deps| deps.parent()).expect("tests are built below target/*/deps");
+    let beside = test.parent().expect("a file stands in a directory");
+    // Tests are built in target/*/deps, programs beside that.
+    let directory = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
     let program = directory.join(name);
     assert!(program.exists(), "{} is missing: run `cargo build --workspace` first", program.display());
     program

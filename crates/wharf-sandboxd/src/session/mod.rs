@@ -301,7 +301,7 @@ impl Session {
             // What ends a paste must not stand inside it.
             format!("\x1b[200~{}\x1b[201~\r", command.replace("\x1b[201~", ""))
         } else {
-            format!("eval {}\r", quoted_for_shell(command))
+            format!("__wharf_started; eval {}\r", quoted_for_shell(command))
         };
         self.write(current, text.as_bytes()).await
     }

@@ -6,11 +6,13 @@ use super::*;
 use crate::process::users::current_user;
 
 async fn session() -> (Arc<Session>, tempfile::TempDir) {
+    session_with(&std::env::var("PATH").unwrap()).await
+}
+
+async fn session_with(path: &str) -> (Arc<Session>, tempfile::TempDir) {
     let home = tempfile::tempdir().unwrap();
-    let environment = Environment::from([
-        ("PATH".into(), std::env::var("PATH").unwrap()),
-        ("HOME".into(), home.path().display().to_string()),
-    ]);
+    let environment =
+        Environment::from([("PATH".into(), path.to_owned()), ("HOME".into(), home.path().display().to_string())]);
     let settings = SessionSettings {
         id: "test".parse().unwrap(),
         user: current_user(),
@@ -158,4 +160,28 @@ async fn nothing_is_typed_into_a_command_that_is_not_whole_yet() {
     let text = String::from_utf8_lossy(&bytes);
     assert!(text.contains("abc\r\ndef\r\n") && !text.contains("__wharf_prompt"), "{text}");
     session.close().await;
+}
+
+#[tokio::test]
+async fn a_shell_that_is_no_bash_serves_too() {
+    let programs = tempfile::tempdir().unwrap();
+    for name in ["sh", "cat"] {
+        std::os::unix::fs::symlink(format!("/bin/{name}"), programs.path().join(name)).unwrap();
+    }
+    let (session, home) = session_with(&programs.path().display().to_string()).await;
+    for (command, code, output) in [
+        ("echo hello", 0, "hello"),
+        ("(exit 3)", 3, ""),
+        ("echo $?", 0, "3"),
+        ("echo 'it''s'; mkdir x 2>/dev/null; cd / && pwd", 0, "its\n/"),
+        ("for i in 1 2; do\necho $i\ndone", 0, "1\n2"),
+        ("A=b; cat <<EOF\n$A\nEOF", 0, "b"),
+    ] {
+        assert_eq!(run(&session, command).await, finished(code, output), "{command}");
+    }
+    assert_eq!(session.info().await.working_dir, "/");
+    assert_eq!(run(&session, "exit 4").await.0, CommandOutcome::ShellEnded { code: Some(4), signal: None });
+    assert_eq!(run(&session, "echo again").await, finished(0, "again"));
+    session.close().await;
+    drop(home);
 }
