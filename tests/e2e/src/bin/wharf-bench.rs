@@ -1,6 +1,6 @@
 //! Ours beside the original's, in one run: `cargo run --release -p wharf-e2e --bin wharf-bench`.
 //!
-//! The original takes part where `scripts/openhands-venv` has installed it (or `--original PYTHON` names an interpreter).
+//! The original takes part where `scripts/openhands-venv` has installed it (or `--original PYTHON` names another interpreter, `--original none` leaves it out).
 //! Every figure is a median of several rounds on this machine; what counts is their ratio.
 #![allow(clippy::print_stdout, reason = "its output is its result")]
 
@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::Read,
     net::TcpListener,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -18,7 +19,25 @@ use serde_json::{Value, json};
 const KEY: &str = "the-key-of-the-benchmark";
 const MEGA: f64 = 1_000_000.0;
 
+/// Starts this program again where ~/.bashrc is empty: what it does at each prompt would be measured with the rest.
+fn leave_bashrc_behind() {
+    const AWAY: &str = "WHARF_BENCH_APART";
+    if std::env::var_os(AWAY).is_some() {
+        return;
+    }
+    let script = "touch ~/.bashrc; mount --bind /dev/null ~/.bashrc; exec \"$0\" \"$@\"";
+    let ourselves = std::env::current_exe().expect("a program knows its own file");
+    let error = Command::new("unshare")
+        .args(["--mount", "sh", "-ec", script])
+        .arg(ourselves)
+        .args(std::env::args_os().skip(1))
+        .env(AWAY, "1")
+        .exec();
+    panic!("unshare is needed, and to be root: {error}");
+}
+
 fn main() {
+    leave_bashrc_behind();
     let folder = tempfile::tempdir().expect("a temporary directory");
     let ours = Server::Ours(wharf_e2e::program("wharf-sandboxd"));
     let original = original().map(Server::Original);
@@ -54,7 +73,7 @@ fn row(label: &str, value: f64, other: Option<f64>) {
 fn original() -> Option<PathBuf> {
     let named = std::env::args().skip_while(|argument| argument != "--original").nth(1).map(PathBuf::from);
     let home = std::env::var_os("HOME").map(PathBuf::from)?;
-    named.or_else(|| Some(home.join(".cache/wharf/openhands-0.62/bin/python")).filter(|python| python.exists()))
+    named.or_else(|| Some(home.join(".cache/wharf/openhands-0.62/bin/python"))).filter(|python| python.exists())
 }
 
 enum Server {
@@ -193,7 +212,7 @@ fn sessions(server: &Server, folder: &Path) -> (&'static str, f64) {
                     let one = |_| {
                         let started = Instant::now();
                         let answer = post(&path, json!({ "command": "echo hello" }));
-                        assert_eq!(answer["output"], "hello\n", "{answer}");
+                        assert_eq!(answer["output"], "hello", "{answer}");
                         milliseconds(started)
                     };
                     (0..50).map(one).collect::<Vec<f64>>()
