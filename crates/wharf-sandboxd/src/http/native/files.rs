@@ -17,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
@@ -37,6 +38,8 @@ use crate::{
 };
 
 const PIPE_BYTES: usize = 256 << 10;
+/// How many pieces of an upload wait for the disk, each as large as one read of the connection.
+const PIECES_AHEAD: usize = 16;
 
 pub(super) fn router() -> Router<Arc<Core>> {
     Router::new()
@@ -178,13 +181,20 @@ fn parse_mode(mode: &str) -> Result<u32, ApiError> {
         .ok_or_else(|| ApiError::invalid("mode", mode, "expected permission bits in octal, such as 0644"))
 }
 
-/// Writes a body to `file` in pieces, each off the async threads.
+/// Writes a body to `file`, off the async threads and beside the receiving.
 pub(crate) async fn receive<W: Write + Send + 'static>(
     mut body: BodyDataStream,
     mut file: W,
     limit: u64,
     path: &std::path::Path,
 ) -> Result<(W, u64), FilesError> {
+    let (sender, mut pieces) = tokio::sync::mpsc::channel::<Bytes>(PIECES_AHEAD);
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some(piece) = pieces.blocking_recv() {
+            file.write_all(&piece)?;
+        }
+        Ok(file)
+    });
     let mut bytes = 0;
     while let Some(data) = body.next().await {
         let data = data.map_err(|_| FilesError::Interrupted)?;
@@ -192,14 +202,17 @@ pub(crate) async fn receive<W: Write + Send + 'static>(
         if bytes > limit {
             return Err(FilesError::TooLarge { limit, what: "bytes in an upload" });
         }
-        let written = tokio::task::spawn_blocking(move || file.write_all(&data).map(|()| file)).await;
-        file = match written {
-            Ok(Ok(file)) => file,
-            Ok(Err(source)) => return Err(FilesError::system("write", path, source)),
-            Err(error) => return Err(FilesError::system("write", path, io::Error::other(error))),
-        };
+        if sender.send(data).await.is_err() {
+            // The writer has failed, and says below why.
+            break;
+        }
     }
-    Ok((file, bytes))
+    drop(sender);
+    match writer.await {
+        Ok(Ok(file)) => Ok((file, bytes)),
+        Ok(Err(source)) => Err(FilesError::system("write", path, source)),
+        Err(error) => Err(FilesError::system("write", path, io::Error::other(error))),
+    }
 }
 
 /// The entries of a directory, sorted by name.
