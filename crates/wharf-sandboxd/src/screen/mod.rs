@@ -7,12 +7,14 @@
 mod perform;
 mod row;
 mod style;
+mod utf8;
 
 use std::{collections::VecDeque, fmt};
 
 use self::{
     row::{Cell, HistoryLine, Row},
     style::{Style, Styles},
+    utf8::Utf8,
 };
 
 /// Rows and columns; both at least 1.
@@ -28,6 +30,7 @@ const LONGEST_TITLE: usize = 1024;
 
 /// A terminal's state.
 pub struct Screen {
+    utf8: Utf8,
     parser: vte::Parser,
     state: State,
 }
@@ -114,6 +117,7 @@ impl Screen {
     pub fn new(size: ScreenSize, history_limit: usize) -> Self {
         let size = ScreenSize { rows: size.rows.max(1), columns: size.columns.max(1) };
         Self {
+            utf8: Utf8::default(),
             parser: vte::Parser::new(),
             state: State {
                 size,
@@ -133,7 +137,8 @@ impl Screen {
 
     /// Shows what a program wrote. Any split of the same bytes gives the same screen.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.parser.advance(&mut self.state, bytes);
+        let Self { utf8, parser, state } = self;
+        utf8.feed(bytes, |valid| parser.advance(state, valid));
     }
 
     pub fn size(&self) -> ScreenSize {
