@@ -1,0 +1,156 @@
+//! The client and the real server over unix sockets, also over one that is cut again and again.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+};
+use tokio_util::sync::CancellationToken;
+use wharf_client::{ErrorKind, Route, Sandbox};
+use wharf_protocol::{CommandOutcome, ExecRequest, Frame, Limits, ProblemKind, RunRequest, Secret, SessionRequest};
+use wharf_sandboxd::{
+    core::{Core, Identity},
+    http::{
+        native,
+        server::{self, Connections, Listener},
+    },
+    options::Listen,
+    process::users::current_user,
+};
+
+const KEY: &str = "the-key-of-a-test";
+
+struct Server {
+    home: tempfile::TempDir,
+    socket: PathBuf,
+    core: Arc<Core>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.core.shutdown.cancel();
+    }
+}
+
+impl Server {
+    async fn start() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let socket = home.path().join("api.sock");
+        let core = Arc::new(Core::new(None, CancellationToken::new()));
+        let identity = Identity {
+            keys: vec![Secret::new(KEY)],
+            environment: [("PATH".to_owned(), std::env::var("PATH").unwrap())].into(),
+            user: current_user(),
+            working_dir: home.path().to_owned(),
+            limits: Limits::default(),
+        };
+        core.bind(identity, None).unwrap();
+        let listener = Listener::open(&Listen::Unix(socket.clone())).await.unwrap();
+        tokio::spawn(server::serve(listener, native::router(core.clone()), Connections::new(core.clone())));
+        Self { home, socket, core }
+    }
+
+    fn sandbox(&self) -> Sandbox {
+        Sandbox::new(Route::Unix(self.socket.clone()), Secret::new(KEY))
+    }
+
+    /// A socket that passes every connection on and cuts it after `bytes` of answer.
+    fn cut_after(&self, bytes: u64) -> PathBuf {
+        let path = self.home.path().join("bad.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let target = self.socket.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = UnixStream::connect(&target).await.unwrap();
+                tokio::spawn(async move {
+                    let ((mut near_read, mut near_write), (far_read, mut far_write)) =
+                        (near.into_split(), far.into_split());
+                    let upwards = tokio::spawn(async move { tokio::io::copy(&mut near_read, &mut far_write).await });
+                    let _ = tokio::io::copy(&mut far_read.take(bytes), &mut near_write).await;
+                    upwards.abort();
+                    let _ = near_write.shutdown().await;
+                });
+            }
+        });
+        path
+    }
+}
+
+fn sh(script: &str) -> ExecRequest {
+    ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..ExecRequest::default() }
+}
+
+async fn collect(sandbox: &Sandbox, exec: &wharf_protocol::ExecId) -> (Vec<u8>, Option<i32>) {
+    let mut output = sandbox.attach_exec(exec, 0);
+    let mut bytes = Vec::new();
+    while let Some(frame) = output.next().await.unwrap() {
+        match frame {
+            Frame::Output { offset, data, .. } => {
+                assert_eq!(offset.0, bytes.len() as u64, "nothing twice and nothing left out");
+                bytes.extend_from_slice(&data);
+            }
+            Frame::Exit { code, .. } => return (bytes, code),
+            other => panic!("{other:?}"),
+        }
+    }
+    (bytes, None)
+}
+
+#[tokio::test]
+async fn output_is_whole_although_its_connection_is_cut_again_and_again() {
+    let server = Server::start().await;
+    let bad = Sandbox::new(Route::Unix(server.cut_after(100_000)), Secret::new(KEY));
+    let exec = server.sandbox().exec(&sh("seq 1 50000; exit 7")).await.unwrap();
+    let expected: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
+    let (bytes, code) = collect(&bad, &exec.id).await;
+    assert_eq!(code, Some(7));
+    assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
+}
+
+#[tokio::test]
+async fn errors_say_what_they_are_and_whether_trying_again_may_help() {
+    let server = Server::start().await;
+    let nobody = Sandbox::new(Route::Unix(server.home.path().join("none.sock")), Secret::new(KEY));
+    let error = nobody.info().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unreachable && error.is_retryable(), "{error:?}");
+    let stranger = Sandbox::new(Route::Unix(server.socket.clone()), Secret::new("another-key-of-a-test"));
+    let error = stranger.info().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Refused(ProblemKind::Unauthorized) && !error.is_retryable(), "{error:?}");
+    let error = server.sandbox().exec(&ExecRequest::default()).await.unwrap_err();
+    assert_eq!(error.problem().and_then(|problem| problem.field.as_deref()), Some("argv"));
+}
+
+#[tokio::test]
+async fn input_reaches_a_process_and_its_end_ends_it() {
+    let server = Server::start().await;
+    let exec = server.sandbox().exec(&ExecRequest { stdin: true, ..sh("cat; echo done") }).await.unwrap();
+    let mut output = server.sandbox().attach_exec(&exec.id, 0);
+    let input = output.input();
+    input.send(Frame::Input { data: b"hello\n".to_vec().into() }).await;
+    input.send(Frame::InputEnd).await;
+    let mut bytes = Vec::new();
+    while let Some(frame) = output.next().await.unwrap() {
+        if let Frame::Output { data, .. } = frame {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(String::from_utf8(bytes).unwrap(), "hello\ndone\n");
+}
+
+#[tokio::test]
+async fn files_go_there_and_back_and_a_session_sees_them() {
+    let server = Server::start().await;
+    let (sandbox, path) = (server.sandbox(), server.home.path().join("d/file").display().to_string());
+    let content: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    sandbox.files().write(&path, Some(0o640), std::io::Cursor::new(content.clone())).await.unwrap();
+    assert_eq!(sandbox.files().stat(&path).await.unwrap().size, content.len() as u64);
+    let mut back = Vec::new();
+    sandbox.files().read(&path, &mut back).await.unwrap();
+    assert!(back == content);
+    let session = sandbox.session(&SessionRequest::default()).await.unwrap();
+    let request: RunRequest = serde_json::from_str(r#"{ "command": "stat -c '%s %a' d/file" }"#).unwrap();
+    let result = sandbox.run(&session.id, &request).await.unwrap();
+    assert_eq!((result.outcome, result.output.trim()), (CommandOutcome::Finished { exit_code: 0 }, "3000000 640"));
+}
