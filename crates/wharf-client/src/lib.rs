@@ -18,8 +18,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use wharf_protocol::{
-    CommandResult, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, RunRequest, Secret, SessionId, SessionInfo,
-    SessionRequest,
+    CommandResult, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, RunRequest, Screen, Secret, SessionId,
+    SessionInfo, SessionRequest,
 };
 
 pub use self::{
@@ -132,6 +132,15 @@ impl Sandbox {
         // The command may take as long as it likes; the request's own limits end the wait.
         let response = self.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?;
         parse(response).await
+    }
+
+    /// What a session's terminal shows now.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn screen(&self, session: &SessionId) -> Result<Screen, ClientError> {
+        self.get(&format!("/v1/sessions/{session}/screen")).await
     }
 
     /// The output of an exec from `offset` on, and a way to talk to the process.

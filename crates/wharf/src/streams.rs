@@ -130,15 +130,23 @@ async fn feed(sender: Input, detach: Option<tokio::sync::oneshot::Sender<()>>) {
                 return;
             }
             Ok(count) => {
-                let data = &buffer[..count];
+                let mut data = buffer[..count].to_vec();
                 if let Some(detach) = &detach
                     && !detach.is_closed()
-                    && (data == DETACH || (held && data == &DETACH[1..]))
                 {
-                    break;
+                    // The first key waits for the next one, which says what it was.
+                    if std::mem::take(&mut held) {
+                        data.insert(0, DETACH[0]);
+                    }
+                    if data.starts_with(&DETACH) {
+                        break;
+                    }
+                    if data == DETACH[..1] {
+                        held = true;
+                        continue;
+                    }
                 }
-                held = data == &DETACH[..1];
-                if !sender.send(Frame::Input { data: data.to_vec().into() }).await {
+                if !sender.send(Frame::Input { data: data.into() }).await {
                     return;
                 }
             }
@@ -198,6 +206,8 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
     let manner = Manner { input: true, tty: true, detachable: true, watching: false, form: OutputForm::Table };
     let ended = converse(output, manner).await;
     drop(raw);
+    let alternate = sandbox.screen(&session.id).await.is_ok_and(|screen| screen.alternate);
+    terminal::leave_program(alternate);
     anstream::eprintln!();
     ended
 }

@@ -1,6 +1,6 @@
 //! The user's terminal: raw while a sandbox's terminal is shown on it, and given back however this ends.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use wharf_protocol::TerminalSize;
@@ -31,6 +31,16 @@ impl Drop for RawTerminal {
         // A terminal that has gone needs nothing back.
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
     }
+}
+
+/// Undoes what a program that is still running has done to the terminal: alternate screen, hidden cursor, mouse, paste
+/// and key modes, colours.
+pub(crate) fn leave_program(alternate: bool) {
+    const MODES: &str = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1l\x1b>\x1b[0m";
+    let screen = if alternate { "\x1b[?1049l" } else { "" };
+    let mut out = io::stdout();
+    // A terminal that has gone needs nothing back.
+    let _ = write!(out, "{screen}{MODES}").and_then(|()| out.flush());
 }
 
 /// The terminal's size, or the usual one if there is no terminal.

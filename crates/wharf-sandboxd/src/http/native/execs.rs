@@ -176,7 +176,7 @@ pub(super) async fn output(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let exec = find(&core, &id)?;
-    let asked = Asked { from: query.offset.unwrap_or_default(), follow: query.follow, first: None };
+    let asked = Asked { from: query.offset.unwrap_or_default(), follow: query.follow, first: None, ending: None };
     Ok(stream::answer(exec.log().clone(), asked, &headers, upgrade.ok(), ExecCaller(exec), &core))
 }
 

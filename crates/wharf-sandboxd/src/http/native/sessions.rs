@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use wharf_protocol::{
     ByteOffset, CommandResult, Frame, InputRequest, OnDisconnect, Problem, ProblemKind, ResizeRequest, RunRequest,
-    Screen as ScreenText, SessionId, SessionInfo, SessionRequest, SignalRequest, Stream, TerminalSize,
+    Screen as ScreenText, SessionId, SessionInfo, SessionRequest, SessionState, SignalRequest, Stream, TerminalSize,
 };
 
 use super::stream::{self, Asked, Caller};
@@ -73,6 +73,10 @@ pub(super) async fn create(
         None => bound.sessions.new_id(),
     };
     if let Some(session) = bound.sessions.find(&id) {
+        if matches!(session.info().await.state, SessionState::Ended { .. }) {
+            // Whoever asks for a session wants to use it.
+            session.ready().await?;
+        }
         return Ok((StatusCode::OK, Json(session.info().await)));
     }
     let terminal = checked(request.terminal)?;
@@ -248,7 +252,7 @@ pub(super) struct OutputQuery {
     redraw: bool,
 }
 
-/// The session's output as frames: a WebSocket (both ways), server-sent events or newline-delimited JSON.
+/// The session's output as frames, until its shell ends: a WebSocket (both ways), server-sent events or newline-delimited JSON.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/output", tag = "sessions", params(("id" = String, Path), OutputQuery),
     responses((status = 200, content_type = "application/x-ndjson", body = Frame),
@@ -271,7 +275,14 @@ pub(super) async fn output(
         from = session.log().end();
         first = Some(Frame::Output { offset: from, stream: Stream::Terminal, data: data.into() });
     }
-    let asked = Asked { from, follow: query.follow || query.redraw, first };
+    let mut progress = session.progress();
+    let ends = progress.borrow_and_update().ends;
+    let ending = async move {
+        let ended = progress.wait_for(|now| now.ends > ends).await;
+        let end = ended.ok().and_then(|now| now.last_end);
+        Frame::Exit { code: end.and_then(|end| end.code), signal: end.and_then(|end| end.signal) }
+    };
+    let asked = Asked { from, follow: query.follow || query.redraw, first, ending: Some(Box::pin(ending)) };
     Ok(stream::answer(session.log().clone(), asked, &headers, upgrade.ok(), SessionCaller(session), &core))
 }
 

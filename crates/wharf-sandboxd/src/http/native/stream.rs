@@ -37,8 +37,14 @@ pub(super) struct Reader {
     at: ByteOffset,
     follow: bool,
     first: Option<Frame>,
+    /// What ends the stream although the log goes on: a session's log outlives its shell.
+    ending: Option<Ending>,
+    last: Option<Frame>,
     ended: bool,
 }
+
+/// Resolves to the last frame of a stream.
+pub(super) type Ending = futures_util::future::BoxFuture<'static, Frame>;
 
 impl Reader {
     /// The next frames, waiting for them if the reader follows; `None` after the last.
@@ -62,11 +68,26 @@ impl Reader {
             } else if read.frames.is_empty() && !self.follow {
                 self.ended = true;
                 read.frames.push(Frame::End { offset: self.at });
+            } else if read.frames.is_empty()
+                && let Some(last) = self.last.take()
+            {
+                self.ended = true;
+                read.frames.push(last);
             }
             if !read.frames.is_empty() {
                 return Some(read.frames);
             }
-            self.log.wait_beyond(self.at).await;
+            match &mut self.ending {
+                None => self.log.wait_beyond(self.at).await,
+                Some(ending) => tokio::select! {
+                    biased;
+                    () = self.log.wait_beyond(self.at) => {}
+                    last = ending => {
+                        self.last = Some(last);
+                        self.ending = None;
+                    }
+                },
+            }
         }
     }
 }
@@ -77,6 +98,7 @@ pub(super) struct Asked {
     pub(super) follow: bool,
     /// A frame before those of the log.
     pub(super) first: Option<Frame>,
+    pub(super) ending: Option<Ending>,
 }
 
 /// Answers a request for the output of `log` in the form that its headers ask for.
@@ -89,7 +111,8 @@ pub(super) fn answer<C: Caller>(
     core: &Arc<Core>,
 ) -> Response {
     let follow = asked.follow || upgrade.is_some();
-    let reader = Reader { log, at: asked.from, follow, first: asked.first, ended: false };
+    let reader =
+        Reader { log, at: asked.from, follow, first: asked.first, ending: asked.ending, last: None, ended: false };
     if let Some(upgrade) = upgrade {
         let shutdown = core.shutdown.clone();
         return upgrade.max_message_size(MESSAGE_BYTES).on_upgrade(move |socket| async move {
