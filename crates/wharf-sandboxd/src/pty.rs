@@ -28,19 +28,23 @@ pub fn open(rows: u16, columns: u16) -> io::Result<(PtyMaster, OwnedFd)> {
     let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     rustix::pty::grantpt(&master)?;
     rustix::pty::unlockpt(&master)?;
-    let slave =
-        match rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC) {
-            Ok(slave) => slave,
-            Err(_) => {
-                let name = rustix::pty::ptsname(&master, Vec::new())?;
-                rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?
-            }
-        };
+    let slave = other_side(&master)?;
     let flags = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
     let master = PtyMaster { fd: registered(master)? };
     master.resize(rows, columns)?;
     Ok((master, slave))
+}
+
+/// The side of the terminal that programs have.
+fn other_side(master: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    if let Ok(slave) = rustix::pty::ioctl_tiocgptpeer(master, flags) {
+        return Ok(slave);
+    }
+    // Before Linux 4.13.
+    let name = rustix::pty::ptsname(master, Vec::new())?;
+    Ok(rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[allow(unsafe_code, reason = "the reactor asks for a promise about the descriptor")]
@@ -75,6 +79,11 @@ impl PtyMaster {
             bytes = &bytes[written..];
         }
         Ok(())
+    }
+
+    /// How many typed bytes no program has read yet; of an unfinished line none counts while the terminal edits lines.
+    pub fn unread(&self) -> io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(other_side(self.fd.get_ref())?)?)
     }
 
     pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {

@@ -21,7 +21,7 @@ pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
     #[arg(long, global = true, env = "WHARF_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// How results are printed.
+    /// How results are printed; with json, output of a command comes as one frame a line.
     #[arg(short, long, global = true, value_enum, default_value_t = OutputForm::Table)]
     pub(crate) output: OutputForm,
     #[command(subcommand)]
@@ -87,6 +87,7 @@ pub(crate) struct Shape {
     /// How strong the walls have to be: full or nothing, as good as this machine allows, or none at all.
     #[arg(long, value_enum, default_value_t = IsolationArg::Full)]
     pub(crate) isolation: IsolationArg,
+    /// The machine's network, or a loopback of its own.
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
     /// Bytes of memory, such as 512M or 2G [default: three quarters of the machine].
@@ -151,6 +152,7 @@ pub(crate) struct Run {
     /// End the command after so long, such as 30s or 5m.
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
+    /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) argv: Vec<String>,
 }
@@ -192,6 +194,7 @@ pub(crate) struct Exec {
     /// End the command after so long, such as 30s or 5m.
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
+    /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) argv: Vec<String>,
 }

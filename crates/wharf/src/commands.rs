@@ -1,6 +1,6 @@
 //! What each command does.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
@@ -19,7 +19,9 @@ use crate::{
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let form = cli.output;
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut script);
+        std::io::stdout().write_all(&script)?;
         return Ok(ExitCode::SUCCESS);
     }
     let runtime = LocalRuntime::new(settings(cli.state_dir)?);
@@ -56,10 +58,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Prints a sandbox that a command has changed: its name, or all about it.
 fn changed(record: &Record, form: OutputForm) -> anyhow::Result<()> {
     match form {
-        OutputForm::Table => anstream::println!("{}", record.name),
-        OutputForm::Json => show::json(&show::described(record))?,
+        OutputForm::Table => Ok(show::line(&record.name)?),
+        OutputForm::Json => show::json(&show::described(record)),
     }
-    Ok(())
 }
 
 fn settings(state_dir: Option<PathBuf>) -> anyhow::Result<Settings> {
@@ -211,7 +212,7 @@ async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyh
     if arguments.detach {
         let exec = sandbox.exec(&request).await?;
         match form {
-            OutputForm::Table => anstream::println!("{}", exec.id),
+            OutputForm::Table => show::line(&exec.id)?,
             OutputForm::Json => show::json(&exec)?,
         }
         return Ok(ExitCode::SUCCESS);

@@ -13,8 +13,15 @@ pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
 pub(crate) const USAGE: u8 = 2;
 
+/// Nobody reads our output any more: as a shell reports a program that SIGPIPE ended.
+pub(crate) const BROKEN_PIPE: u8 = 141;
+
 /// Prints an error and its hint; gives the exit code that belongs to it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    let is_local_pipe = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.downcast_ref::<std::io::Error>().is_some_and(is_local_pipe) {
+        return ExitCode::from(BROKEN_PIPE);
+    }
     anstream::eprintln!("error: {error:#}");
     if let Some(hint) = hint(error) {
         anstream::eprintln!("hint: {hint}");

@@ -38,6 +38,11 @@ pub(crate) fn described(record: &Record) -> Described<'_> {
     }
 }
 
+/// Prints one line of result. Unlike `println!` it fails where nobody reads any more, and does not panic.
+pub(crate) fn line(text: impl std::fmt::Display) -> std::io::Result<()> {
+    writeln!(anstream::stdout(), "{text}")
+}
+
 /// Prints a frame of output as one line of JSON.
 pub(crate) fn frame(frame: &Frame) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -51,14 +56,13 @@ pub(crate) fn names(names: &[SandboxName], form: OutputForm) -> anyhow::Result<(
     if form == OutputForm::Json {
         return json(&names);
     }
-    names.iter().for_each(|name| anstream::println!("{name}"));
+    names.iter().try_for_each(line)?;
     Ok(())
 }
 
 /// Prints one value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    anstream::println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    Ok(line(serde_json::to_string_pretty(value)?)?)
 }
 
 /// `wharf ls`.
@@ -79,8 +83,7 @@ pub(crate) fn list(runtime: &LocalRuntime, form: OutputForm) -> anyhow::Result<(
         let workspace = record.workspace.as_ref().map_or_else(mounted, |path| path.display().to_string());
         table.add_row([record.name.to_string(), status, age(now - record.created_at), workspace]);
     }
-    anstream::println!("{}", table.trim_fmt());
-    Ok(())
+    Ok(line(table.trim_fmt())?)
 }
 
 fn age(seconds: f64) -> String {

@@ -14,12 +14,11 @@ use wharf_runtime::local::LocalRuntime;
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
     commands::client,
+    error::BROKEN_PIPE,
     show,
     terminal::{self, RawTerminal},
 };
 
-/// As a shell reports a program that SIGPIPE ended.
-const BROKEN_PIPE: i32 = 141;
 const READ_BYTES: usize = 16 << 10;
 /// Ctrl-P Ctrl-Q, as docker has it.
 const DETACH: [u8; 2] = [0x10, 0x11];
@@ -85,7 +84,7 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<ExitCode
             && let Some(frame) = &frame
             && show::frame(frame).is_err()
         {
-            break BROKEN_PIPE;
+            break i32::from(BROKEN_PIPE);
         }
         match frame {
             Some(Frame::Output { .. } | Frame::Gap { .. }) if form == OutputForm::Json => {}
@@ -96,7 +95,7 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<ExitCode
                 };
                 // Nobody reads any more: that ends quietly, as for any program in a pipe.
                 if written.is_err() {
-                    break BROKEN_PIPE;
+                    break i32::from(BROKEN_PIPE);
                 }
             }
             Some(Frame::Gap { from, to }) => {

@@ -338,6 +338,18 @@ fn without_walls_it_says_so_and_still_works() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    let wharf = Wharf::new();
+    for arguments in [&["completions", "bash"][..], &["ls"], &["-o", "json", "ls"], &["run", "--", "yes"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = wharf.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
 fn help_and_errors_teach() {
     let wharf = Wharf::new();
     let help = String::from_utf8(wharf.run(&["--help"]).stdout).unwrap();

@@ -50,6 +50,10 @@ use crate::{
 };
 
 /// How long a shell may take to its first prompt before a command is refused.
+const SETTLING_PAUSE: Duration = Duration::from_millis(5);
+/// So many looks in a row find that the shell has read everything.
+const QUIET_LOOKS: u32 = 4;
+const SETTLING_LOOKS: u32 = 200;
 const LONGEST_START: Duration = Duration::from_secs(30);
 
 /// Whoever watches a session's terminal as it happens. Called with a lock held: it must be quick and never wait.
@@ -159,6 +163,8 @@ pub struct Session {
     closed: CancellationToken,
     /// Whether the latest command may make the shell itself read a line, as `read -e` does.
     reads_lines: AtomicBool,
+    /// Whether something was typed since the shell was last known to have read everything.
+    typed: AtomicBool,
 }
 
 impl Session {
@@ -183,6 +189,7 @@ impl Session {
             tasks,
             closed,
             reads_lines: AtomicBool::new(false),
+            typed: AtomicBool::new(false),
             settings,
         });
         session.ensure_shell().await?;
@@ -263,6 +270,7 @@ impl Session {
         let started_now = self.ensure_shell().await?;
         let before = progress.borrow_and_update().clone();
         if !started_now && before.prompts > 0 {
+            self.settle().await;
             return Ok(());
         }
         let prompts = if started_now { before.prompts } else { 0 };
@@ -271,6 +279,30 @@ impl Session {
             Ok(Ok(now)) if now.prompts > prompts => Ok(()),
             Ok(Err(_)) => Err(SessionError::Closed),
             Ok(Ok(_)) | Err(_) => Err(SessionError::NoPrompt { session: self.id().clone() }),
+        }
+    }
+
+    /// Waits until a shell at its prompt has read what was typed while its command ran.
+    ///
+    /// A program that ends on a key leaves the rest of the line, often just Enter, to the shell, which answers with one
+    /// more prompt. A command that is typed meanwhile would be echoed, and that prompt taken for its end.
+    async fn settle(&self) {
+        let mut quiet = 0;
+        for _ in 0..SETTLING_LOOKS {
+            if !self.typed.load(Ordering::Relaxed) || !self.progress.borrow().idle {
+                return;
+            }
+            let calm = self.shell.lock().await.as_ref().is_none_or(|shell| {
+                !shell.pastes
+                    || (shell.pty.unread().is_ok_and(|bytes| bytes == 0)
+                        && shell.pty.is_canonical().is_ok_and(|canonical| !canonical))
+            });
+            quiet = if calm { quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS {
+                self.typed.store(false, Ordering::Relaxed);
+                return;
+            }
+            tokio::time::sleep(SETTLING_PAUSE).await;
         }
     }
 
@@ -312,6 +344,7 @@ impl Session {
     ///
     /// [`SessionError::NothingRunning`] if the shell has ended.
     pub async fn type_bytes(&self, bytes: &[u8]) -> Result<(), SessionError> {
+        self.typed.store(true, Ordering::Relaxed);
         let shell = self.shell.lock().await;
         let current = shell.as_ref().ok_or_else(|| SessionError::NothingRunning { session: self.id().clone() })?;
         self.write(current, bytes).await

@@ -185,3 +185,22 @@ async fn a_shell_that_is_no_bash_serves_too() {
     session.close().await;
     drop(home);
 }
+
+#[tokio::test]
+async fn a_command_after_keys_that_a_program_left_over_is_not_taken_for_them() {
+    let (session, _home) = session().await;
+    // A shell that is slow at its prompt, as one with a version manager's hook is.
+    run(&session, "PROMPT_COMMAND=\"sleep 0.02; $PROMPT_COMMAND\"").await;
+    for round in 0..5 {
+        let mut patience = request("read -n 1 -s");
+        patience.no_output_timeout_ms = Some(100);
+        assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
+        let mut progress = session.progress();
+        let prompts = progress.borrow().prompts;
+        session.type_bytes(b"q\r\r\r").await.unwrap();
+        progress.wait_for(|now| now.prompts > prompts).await.unwrap();
+        let word = format!("round {round}");
+        assert_eq!(run(&session, &format!("echo {word}")).await, finished(0, &word));
+    }
+    session.close().await;
+}
