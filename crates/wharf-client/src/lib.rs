@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod handle;
 mod output;
 mod route;
 
@@ -18,13 +19,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use wharf_protocol::{
-    CommandResult, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, RunRequest, Screen, Secret, SessionId,
-    SessionInfo, SessionRequest,
+    ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
 
 pub use self::{
     error::{ClientError, ErrorKind},
     files::Files,
+    handle::{Exec, Session},
     output::{Input, Output},
     route::{Route, RouteStream},
 };
@@ -72,8 +73,14 @@ impl Sandbox {
     /// # Errors
     ///
     /// [`ClientError`]; a program that does not exist is a problem that names `argv`.
-    pub async fn exec(&self, request: &ExecRequest) -> Result<ExecInfo, ClientError> {
-        self.json(Method::POST, "/v1/execs", request).await
+    pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, ClientError> {
+        let info: ExecInfo = self.json(Method::POST, "/v1/execs", request).await?;
+        Ok(self.find_exec(info.id))
+    }
+
+    /// The exec of this id, without asking whether there is one.
+    pub fn find_exec(&self, id: ExecId) -> Exec {
+        Exec::new(self.clone(), id)
     }
 
     /// All execs, oldest first.
@@ -85,31 +92,19 @@ impl Sandbox {
         self.get("/v1/execs").await
     }
 
-    /// One exec.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError`].
-    pub async fn exec_info(&self, id: &ExecId) -> Result<ExecInfo, ClientError> {
-        self.get(&format!("/v1/execs/{id}")).await
-    }
-
-    /// Ends an exec's process tree and forgets it.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError`].
-    pub async fn remove_exec(&self, id: &ExecId) -> Result<(), ClientError> {
-        self.send(Method::DELETE, &format!("/v1/execs/{id}"), None, empty(), CALL_PATIENCE).await.map(drop)
-    }
-
     /// Opens a session, or finds the one of the same id.
     ///
     /// # Errors
     ///
     /// [`ClientError`].
-    pub async fn session(&self, request: &SessionRequest) -> Result<SessionInfo, ClientError> {
-        self.json(Method::POST, "/v1/sessions", request).await
+    pub async fn session(&self, request: &SessionRequest) -> Result<Session, ClientError> {
+        let info: SessionInfo = self.json(Method::POST, "/v1/sessions", request).await?;
+        Ok(self.find_session(info.id))
+    }
+
+    /// The session of this id, without asking whether there is one.
+    pub fn find_session(&self, id: SessionId) -> Session {
+        Session::new(self.clone(), id)
     }
 
     /// All sessions, oldest first.
@@ -119,38 +114,6 @@ impl Sandbox {
     /// [`ClientError`].
     pub async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
         self.get("/v1/sessions").await
-    }
-
-    /// Runs a command in a session and waits for its end, or for one of its time limits.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError`]; a session that is busy is a conflict.
-    pub async fn run(&self, session: &SessionId, request: &RunRequest) -> Result<CommandResult, ClientError> {
-        let body = to_json(request)?;
-        let path = format!("/v1/sessions/{session}/run");
-        // The command may take as long as it likes; the request's own limits end the wait.
-        let response = self.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?;
-        parse(response).await
-    }
-
-    /// What a session's terminal shows now.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError`].
-    pub async fn screen(&self, session: &SessionId) -> Result<Screen, ClientError> {
-        self.get(&format!("/v1/sessions/{session}/screen")).await
-    }
-
-    /// The output of an exec from `offset` on, and a way to talk to the process.
-    pub fn attach_exec(&self, id: &ExecId, offset: u64) -> Output {
-        Output::new(self.clone(), format!("/v1/execs/{id}/output"), offset, false)
-    }
-
-    /// The output of a session from `offset` on, or from what its screen shows now, and a way to type.
-    pub fn attach_session(&self, id: &SessionId, offset: Option<u64>) -> Output {
-        Output::new(self.clone(), format!("/v1/sessions/{id}/output"), offset.unwrap_or(0), offset.is_none())
     }
 
     /// The sandbox's files.

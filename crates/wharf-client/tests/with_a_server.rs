@@ -8,7 +8,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use tokio_util::sync::CancellationToken;
-use wharf_client::{ErrorKind, Route, Sandbox};
+use wharf_client::{ErrorKind, Exec, Route, Sandbox};
 use wharf_protocol::{CommandOutcome, ExecRequest, Frame, Limits, ProblemKind, RunRequest, Secret, SessionRequest};
 use wharf_sandboxd::{
     core::{Core, Identity},
@@ -82,8 +82,8 @@ fn sh(script: &str) -> ExecRequest {
     ExecRequest { argv: vec!["sh".into(), "-c".into(), script.into()], ..ExecRequest::default() }
 }
 
-async fn collect(sandbox: &Sandbox, exec: &wharf_protocol::ExecId) -> (Vec<u8>, Option<i32>) {
-    let mut output = sandbox.attach_exec(exec, 0);
+async fn collect(exec: &Exec) -> (Vec<u8>, Option<i32>) {
+    let mut output = exec.attach(0);
     let mut bytes = Vec::new();
     while let Some(frame) = output.next().await.unwrap() {
         match frame {
@@ -104,7 +104,7 @@ async fn output_is_whole_although_its_connection_is_cut_again_and_again() {
     let bad = Sandbox::new(Route::Unix(server.cut_after(100_000)), Secret::new(KEY));
     let exec = server.sandbox().exec(&sh("seq 1 50000; exit 7")).await.unwrap();
     let expected: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
-    let (bytes, code) = collect(&bad, &exec.id).await;
+    let (bytes, code) = collect(&bad.find_exec(exec.id().clone())).await;
     assert_eq!(code, Some(7));
     assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
 }
@@ -126,7 +126,7 @@ async fn errors_say_what_they_are_and_whether_trying_again_may_help() {
 async fn input_reaches_a_process_and_its_end_ends_it() {
     let server = Server::start().await;
     let exec = server.sandbox().exec(&ExecRequest { stdin: true, ..sh("cat; echo done") }).await.unwrap();
-    let mut output = server.sandbox().attach_exec(&exec.id, 0);
+    let mut output = exec.attach(0);
     let input = output.input();
     input.send(Frame::Input { data: b"hello\n".to_vec().into() }).await;
     input.send(Frame::InputEnd).await;
@@ -151,6 +151,9 @@ async fn files_go_there_and_back_and_a_session_sees_them() {
     assert!(back == content);
     let session = sandbox.session(&SessionRequest::default()).await.unwrap();
     let request: RunRequest = serde_json::from_str(r#"{ "command": "stat -c '%s %a' d/file" }"#).unwrap();
-    let result = sandbox.run(&session.id, &request).await.unwrap();
+    let result = session.run(&request).await.unwrap();
     assert_eq!((result.outcome, result.output.trim()), (CommandOutcome::Finished { exit_code: 0 }, "3000000 640"));
+    assert!(session.screen().await.unwrap().text.contains("3000000 640"));
+    session.remove().await.unwrap();
+    assert!(sandbox.sessions().await.unwrap().is_empty());
 }

@@ -212,8 +212,8 @@ async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyh
     if arguments.detach {
         let exec = sandbox.exec(&request).await?;
         match form {
-            OutputForm::Table => show::line(&exec.id)?,
-            OutputForm::Json => show::json(&exec)?,
+            OutputForm::Table => show::line(exec.id())?,
+            OutputForm::Json => show::json(&exec.info().await?)?,
         }
         return Ok(ExitCode::SUCCESS);
     }

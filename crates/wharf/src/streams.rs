@@ -36,13 +36,13 @@ pub(crate) async fn execute(
     request.stdin = flags.interactive;
     request.terminal = flags.tty.then(terminal::size);
     let exec = sandbox.exec(&request).await?;
-    let output = sandbox.attach_exec(&exec.id, 0);
+    let output = exec.attach(0);
     let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
     let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
     let ended = converse(output, manner).await;
     drop(raw);
     // A finished exec leaves nothing to look at.
-    let _ = sandbox.remove_exec(&exec.id).await;
+    let _ = exec.remove().await;
     ended
 }
 
@@ -198,14 +198,14 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
     let size = terminal::size();
     let request = SessionRequest { id: Some(arguments.session.clone()), terminal: size, ..SessionRequest::default() };
     let session = sandbox.session(&request).await?;
-    let output = sandbox.attach_session(&session.id, None);
+    let output = session.attach(None);
     output.input().send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
     anstream::eprintln!("(Ctrl-P Ctrl-Q leaves the shell running)");
     let raw = RawTerminal::enter()?;
     let manner = Manner { input: true, tty: true, detachable: true, watching: false, form: OutputForm::Table };
     let ended = converse(output, manner).await;
     drop(raw);
-    let alternate = sandbox.screen(&session.id).await.is_ok_and(|screen| screen.alternate);
+    let alternate = session.screen().await.is_ok_and(|screen| screen.alternate);
     terminal::leave_program(alternate);
     anstream::eprintln!();
     ended
@@ -221,10 +221,10 @@ pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: Outp
 /// The output of an exec or a session, whichever has this id.
 async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result<Output> {
     if let Some(exec) = sandbox.execs().await?.into_iter().find(|exec| exec.id.as_str() == id) {
-        return Ok(sandbox.attach_exec(&exec.id, offset));
+        return Ok(sandbox.find_exec(exec.id).attach(offset));
     }
     match sandbox.sessions().await?.into_iter().find(|session| session.id.as_str() == id) {
-        Some(session) => Ok(sandbox.attach_session(&session.id, Some(offset))),
+        Some(session) => Ok(sandbox.find_session(session.id).attach(Some(offset))),
         None => bail!("neither an exec nor a session has the id `{id}`; `wharf inspect` lists them"),
     }
 }

@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use http::Method;
+use wharf_protocol::{CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo};
+
+use crate::{CALL_PATIENCE, ClientError, Output, Sandbox, empty, full, parse, to_json};
+
+/// One exec of a sandbox: a process and what it printed. Dropping it changes nothing in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    sandbox: Sandbox,
+    id: ExecId,
+}
+
+impl Exec {
+    pub(crate) fn new(sandbox: Sandbox, id: ExecId) -> Self {
+        Self { sandbox, id }
+    }
+
+    pub fn id(&self) -> &ExecId {
+        &self.id
+    }
+
+    /// What it is doing.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn info(&self) -> Result<ExecInfo, ClientError> {
+        self.sandbox.get(&format!("/v1/execs/{}", self.id)).await
+    }
+
+    /// Its output from `offset` on, and a way to talk to the process.
+    pub fn attach(&self, offset: u64) -> Output {
+        Output::new(self.sandbox.clone(), format!("/v1/execs/{}/output", self.id), offset, false)
+    }
+
+    /// Ends its process tree and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn remove(self) -> Result<(), ClientError> {
+        self.sandbox
+            .send(Method::DELETE, &format!("/v1/execs/{}", self.id), None, empty(), CALL_PATIENCE)
+            .await
+            .map(drop)
+    }
+}
+
+/// One session of a sandbox: a persistent shell on a terminal. Dropping it changes nothing in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Session {
+    sandbox: Sandbox,
+    id: SessionId,
+}
+
+impl Session {
+    pub(crate) fn new(sandbox: Sandbox, id: SessionId) -> Self {
+        Self { sandbox, id }
+    }
+
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// What it is doing.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn info(&self) -> Result<SessionInfo, ClientError> {
+        self.sandbox.get(&format!("/v1/sessions/{}", self.id)).await
+    }
+
+    /// Runs a command and waits for its end, or for one of its time limits.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; a session that is busy is a conflict.
+    pub async fn run(&self, request: &RunRequest) -> Result<CommandResult, ClientError> {
+        let body = to_json(request)?;
+        let path = format!("/v1/sessions/{}/run", self.id);
+        // The command may take as long as it likes; the request's own limits end the wait.
+        let response =
+            self.sandbox.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?;
+        parse(response).await
+    }
+
+    /// What its terminal shows now.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn screen(&self) -> Result<Screen, ClientError> {
+        self.sandbox.get(&format!("/v1/sessions/{}/screen", self.id)).await
+    }
+
+    /// Its output from `offset` on, or from what its screen shows now, and a way to type.
+    pub fn attach(&self, offset: Option<u64>) -> Output {
+        let path = format!("/v1/sessions/{}/output", self.id);
+        Output::new(self.sandbox.clone(), path, offset.unwrap_or(0), offset.is_none())
+    }
+
+    /// Ends its shell and all that was started in it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn remove(self) -> Result<(), ClientError> {
+        let path = format!("/v1/sessions/{}", self.id);
+        self.sandbox.send(Method::DELETE, &path, None, empty(), CALL_PATIENCE).await.map(drop)
+    }
+}
