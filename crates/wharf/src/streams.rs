@@ -8,7 +8,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use wharf_client::{Input, Output, Sandbox};
-use wharf_protocol::{ExecRequest, Frame, SessionRequest, Stream};
+use wharf_protocol::{ByteOffset, ExecRequest, Frame, SessionRequest, Stream};
 use wharf_runtime::local::LocalRuntime;
 
 use crate::{
@@ -214,17 +214,17 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
 /// `wharf attach`.
 pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
     let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
-    let output = find_output(&sandbox, &arguments.id, arguments.offset).await?;
+    let (output, _) = find_output(&sandbox, &arguments.id, arguments.offset).await?;
     converse(output, Manner::watching(form)).await
 }
 
-/// The output of an exec or a session, whichever has this id.
-async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result<Output> {
+/// The output of an exec or a session, whichever has this id, and where it ends so far.
+async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result<(Output, ByteOffset)> {
     if let Some(exec) = sandbox.execs().await?.into_iter().find(|exec| exec.id.as_str() == id) {
-        return Ok(sandbox.find_exec(exec.id).attach(offset));
+        return Ok((sandbox.find_exec(exec.id).attach(offset), exec.output_end));
     }
     match sandbox.sessions().await?.into_iter().find(|session| session.id.as_str() == id) {
-        Some(session) => Ok(sandbox.find_session(session.id).attach(Some(offset))),
+        Some(session) => Ok((sandbox.find_session(session.id).attach(Some(offset)), session.output_end)),
         None => bail!("neither an exec nor a session has the id `{id}`; `wharf inspect` lists them"),
     }
 }
@@ -238,15 +238,12 @@ pub(crate) async fn logs(runtime: &LocalRuntime, arguments: Logs, form: OutputFo
         return Ok(ExitCode::SUCCESS);
     };
     let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
-    let mut output = find_output(&sandbox, &id, 0).await?;
+    let (mut output, end) = find_output(&sandbox, &id, 0).await?;
     if arguments.follow {
         return converse(output, Manner::watching(form)).await;
     }
-    let execs = sandbox.execs().await?.into_iter().map(|exec| (exec.id.to_string(), exec.output_end));
-    let sessions = sandbox.sessions().await?.into_iter().map(|session| (session.id.to_string(), session.output_end));
-    let end = execs.chain(sessions).find(|(known, _)| *known == id).map_or(0, |(_, end)| end.0);
     let mut at = 0;
-    while at < end {
+    while at < end.0 {
         let frame = output.next().await?;
         if form == OutputForm::Json
             && let Some(frame) = &frame

@@ -1,7 +1,7 @@
 //! What the end-to-end tests share: where the built programs are.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::{net::TcpListener, path::PathBuf};
 
 /// A program of this workspace, built beside the test that asks for it.
 ///
@@ -21,4 +21,13 @@ pub fn program(name: &str) -> PathBuf {
 /// A file of this crate's folder.
 pub fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A TCP port of the loopback address that nobody listens at, for a program that must be told one.
+///
+/// # Panics
+///
+/// When there is none.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -35,7 +35,7 @@ impl Server {
         let home = tempfile::tempdir().unwrap();
         let secret = home.path().join("secret");
         std::fs::write(&secret, SECRET).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = wharf_e2e::free_port();
         let program = wharf_e2e::program("wharf-sandboxd").display().to_string();
         let argv: Vec<&str> =
             prefix.iter().copied().chain([program.as_str(), "serve", "--stop-seconds", "1"]).collect();

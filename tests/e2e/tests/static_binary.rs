@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Command, Stdio},
 };
@@ -27,7 +27,7 @@ fn it_is_small_and_runs_where_there_is_only_busybox() {
         std::os::unix::fs::symlink("busybox", root.path().join("bin").join(applet)).unwrap();
     }
     std::fs::copy(&binary, root.path().join("sandboxd")).unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = wharf_e2e::free_port();
     // What a container engine mounts, and nothing else.
     let script = r#"mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"
                     exec chroot "$0" /sandboxd "$1" --working-dir /w --username root --user-id 0"#;

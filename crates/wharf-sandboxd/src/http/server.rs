@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::{core::Core, options::Listen};
@@ -138,9 +138,8 @@ pub async fn serve(listener: Listener, router: Router, connections: Arc<Connecti
             continue;
         };
         let router = router.clone();
-        let shutdown = shutdown.clone();
         tasks.spawn(async move {
-            serve_connection(stream, peer, router, counted.0.core.clone(), shutdown).await;
+            serve_connection(stream, peer, router, counted.0.core.clone()).await;
             drop(counted);
         });
     }
@@ -167,13 +166,8 @@ async fn accept(listener: &Listener) -> io::Result<(Box<dyn Stream>, Peer)> {
     }
 }
 
-async fn serve_connection(
-    stream: Box<dyn Stream>,
-    peer: Peer,
-    router: Router,
-    core: Arc<Core>,
-    shutdown: CancellationToken,
-) {
+async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, core: Arc<Core>) {
+    let shutdown = core.shutdown.clone();
     // It bounds how long the headers may take, and with them how long a kept-alive connection may idle.
     let idle = Duration::from_secs(core.limits().idle_connection_seconds);
     let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {

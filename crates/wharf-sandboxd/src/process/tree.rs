@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt, fs, io,
+    fs, io,
     time::Duration,
 };
 
@@ -49,12 +49,6 @@ impl TreeId {
 impl Default for TreeId {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl fmt::Display for TreeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -43,6 +43,22 @@ async fn run(session: &Arc<Session>, command: &str) -> (CommandOutcome, String) 
     (result.outcome, result.output)
 }
 
+/// Runs a command that waits for input: it must still run when it has printed nothing for so many milliseconds.
+async fn run_until_quiet(session: &Arc<Session>, command: &str, milliseconds: u64) {
+    let patience = RunRequest { no_output_timeout_ms: Some(milliseconds), ..request(command) };
+    assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
+}
+
+/// Types bytes and waits for the next prompt; gives all that the session has printed.
+async fn type_until_prompt(session: &Arc<Session>, bytes: &[u8]) -> String {
+    let mut progress = session.progress();
+    let prompts = progress.borrow().prompts;
+    session.type_bytes(bytes).await.unwrap();
+    progress.wait_for(|now| now.prompts > prompts).await.unwrap();
+    let (bytes, _) = session.log().copy(ByteOffset(0), session.log().end());
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn finished(exit_code: i32, output: &str) -> (CommandOutcome, String) {
     (CommandOutcome::Finished { exit_code }, output.to_owned())
 }
@@ -107,16 +123,9 @@ async fn a_dead_shell_is_reported_with_its_status_and_replaced() {
 #[tokio::test]
 async fn a_busy_session_refuses_a_second_command_and_takes_input() {
     let (session, _home) = session().await;
-    let mut patience = request("read -p 'name? ' name; echo \"hi $name\"");
-    patience.no_output_timeout_ms = Some(300);
-    assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
+    run_until_quiet(&session, "read -p 'name? ' name; echo \"hi $name\"", 300).await;
     assert!(matches!(session.run(&request("echo x")).await, Err(SessionError::Busy { .. })));
-    let mut progress = session.progress();
-    let prompts = progress.borrow().prompts;
-    session.type_bytes(b"Bob\r").await.unwrap();
-    progress.wait_for(|now| now.prompts > prompts).await.unwrap();
-    let (bytes, _) = session.log().copy(ByteOffset(0), session.log().end());
-    assert!(String::from_utf8_lossy(&bytes).contains("hi Bob"));
+    assert!(type_until_prompt(&session, b"Bob\r").await.contains("hi Bob"));
     session.close().await;
 }
 
@@ -148,16 +157,9 @@ async fn more_output_than_the_log_keeps_is_cut_and_ends() {
 #[tokio::test]
 async fn nothing_is_typed_into_a_command_that_is_not_whole_yet() {
     let (session, _home) = session().await;
-    let mut patience = request("echo \"abc");
     // Long enough for the prompt to be repaired, were it lost.
-    patience.no_output_timeout_ms = Some(700);
-    assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
-    let mut progress = session.progress();
-    let prompts = progress.borrow().prompts;
-    session.type_bytes(b"def\"\r").await.unwrap();
-    progress.wait_for(|now| now.prompts > prompts).await.unwrap();
-    let (bytes, _) = session.log().copy(ByteOffset(0), session.log().end());
-    let text = String::from_utf8_lossy(&bytes);
+    run_until_quiet(&session, "echo \"abc", 700).await;
+    let text = type_until_prompt(&session, b"def\"\r").await;
     assert!(text.contains("abc\r\ndef\r\n") && !text.contains("__wharf_prompt"), "{text}");
     session.close().await;
 }
@@ -192,13 +194,8 @@ async fn a_command_after_keys_that_a_program_left_over_is_not_taken_for_them() {
     // A shell that is slow at its prompt, as one with a version manager's hook is.
     run(&session, "PROMPT_COMMAND=\"sleep 0.02; $PROMPT_COMMAND\"").await;
     for round in 0..5 {
-        let mut patience = request("read -n 1 -s");
-        patience.no_output_timeout_ms = Some(100);
-        assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::NoOutput);
-        let mut progress = session.progress();
-        let prompts = progress.borrow().prompts;
-        session.type_bytes(b"q\r\r\r").await.unwrap();
-        progress.wait_for(|now| now.prompts > prompts).await.unwrap();
+        run_until_quiet(&session, "read -n 1 -s", 100).await;
+        type_until_prompt(&session, b"q\r\r\r").await;
         let word = format!("round {round}");
         assert_eq!(run(&session, &format!("echo {word}")).await, finished(0, &word));
     }

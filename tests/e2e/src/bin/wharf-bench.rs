@@ -7,7 +7,6 @@
 use std::{
     fs::File,
     io::Read,
-    net::TcpListener,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -99,7 +98,7 @@ impl Drop for Running {
 impl Server {
     /// Starts it as OpenHands does, and waits until `/alive` answers well.
     fn start(&self, folder: &Path) -> Running {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+        let port = wharf_e2e::free_port();
         let mut command = match self {
             Self::Ours(program) => Command::new(program),
             Self::Original(python) => {
