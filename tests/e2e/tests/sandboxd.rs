@@ -49,7 +49,11 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", argv[0]));
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(120)))
+            .build()
+            .into();
         let server = Self { child, port, home, agent };
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             std::thread::yield_now();
@@ -77,6 +81,11 @@ impl Server {
     fn get(&self, path: &str) -> Value {
         let request = self.agent.get(self.url(path)).header("Authorization", format!("Bearer {KEY}"));
         request.call().unwrap().body_mut().read_json().unwrap()
+    }
+
+    fn delete(&self, path: &str) {
+        let request = self.agent.delete(self.url(path)).header("Authorization", format!("Bearer {KEY}"));
+        assert_eq!(request.call().unwrap().status(), 204);
     }
 
     /// Runs a command in a session; gives what it printed.
@@ -115,6 +124,17 @@ fn as_the_first_process_it_reaps_what_others_leave() {
     // Orphans that end are nobody's children but the first process's.
     server.run("for i in 1 2 3 4 5; do (sleep 0.01 &); done; sleep 0.2");
     assert_eq!(server.run("cat /proc/[0-9]*/stat | grep -c ') Z '"), "0");
+}
+
+#[test]
+fn a_tree_is_ended_also_where_our_own_session_began_in_another_namespace() {
+    // What `bwrap --unshare-pid` and container runtimes do: getsid gives 0 there.
+    let enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", "\"$@\" & wait", "sh"];
+    let server = Server::bound(&enter, json!({}));
+    let (_, exec) = server.post(KEY, "/v1/execs", &json!({ "argv": ["sh", "-c", "setsid sleep 1000 & wait"] }));
+    let id = exec["id"].as_str().unwrap();
+    server.delete(&format!("/v1/execs/{id}"));
+    assert_eq!(server.run("cat /proc/[0-9]*/comm | grep -c sleep"), "0");
 }
 
 #[test]

@@ -245,8 +245,10 @@ fn signal_all(targets: &[Process], signal: Signal) {
     }
 }
 
+/// 0 when it began outside our PID namespace, which `getsid` of rustix takes for impossible.
 fn our_session() -> i32 {
-    rustix::process::getsid(None).map_or(0, |session| session.as_raw_nonzero().get())
+    let stat = fs::read_to_string("/proc/self/stat").ok();
+    stat.and_then(|stat| parse_stat(0, &stat)).map_or(0, |process| process.session)
 }
 
 fn processes() -> Vec<Process> {
