@@ -56,6 +56,10 @@ pub struct Limits {
     pub upload_bytes: u64,
     /// Entries of one uploaded archive.
     pub archive_entries: u64,
+    /// Bytes that all files below the working directory take on disk, each at least 4096. More ends the sandbox within
+    /// about a second. Absent: not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Seconds that a connection may stay open without a request.
     pub idle_connection_seconds: u64,
 }
@@ -70,6 +74,7 @@ impl Default for Limits {
             request_bytes: 64 << 20,
             upload_bytes: 16 << 30,
             archive_entries: 1_000_000,
+            disk_bytes: None,
             idle_connection_seconds: 600,
         }
     }

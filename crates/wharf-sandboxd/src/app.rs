@@ -91,7 +91,7 @@ async fn live(
     let router: Router = native::router(core.clone()).merge(openhands::router(dialect, &core));
     let serving = tokio_util::task::TaskTracker::new();
     for listener in listeners {
-        info!(address = ?listener.address(), "listening");
+        info!("listening on {listener}");
         serving.spawn(server::serve(listener, router.clone(), connections.clone()));
     }
     serving.close();

@@ -19,9 +19,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_protocol::{BootId, Environment, HealthStatus, Limits, ProblemKind, Secret};
 
 use crate::{
+    disk_use,
     exec::Execs,
     http::problem::ApiError,
-    process::users::{self, User},
+    process::{
+        tree,
+        users::{self, User},
+    },
     session::Sessions,
 };
 
@@ -167,6 +171,7 @@ impl Core {
     ///
     /// [`ProblemKind::Conflict`] if it is bound already.
     pub fn bind(&self, identity: Identity, deadline: Option<Duration>) -> Result<(), ApiError> {
+        let (limits, working_dir) = (identity.limits, identity.working_dir.clone());
         let bound = Bound {
             sessions: Sessions::new(identity.limits.sessions as usize),
             execs: Execs::new(identity.limits.execs as usize, identity.output_bytes()),
@@ -177,18 +182,38 @@ impl Core {
         })?;
         self.bind_secret.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(deadline) = deadline {
-            let shutdown = self.shutdown.clone();
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    () = tokio::time::sleep(deadline) => {
-                        tracing::info!("the sandbox's deadline has passed");
-                        shutdown.cancel();
-                    }
-                }
-            });
+            let passed = async move {
+                tokio::time::sleep(deadline).await;
+                tracing::error!("the sandbox's deadline has passed: {} s", deadline.as_secs());
+            };
+            self.end_after(passed, false);
+        }
+        if let Some(limit) = limits.disk_bytes {
+            let exceeded = async move {
+                let used = disk_use::exceeded(working_dir.clone(), limit).await;
+                let directory = working_dir.display();
+                tracing::error!(
+                    "the files below {directory} take {used} bytes on disk, more than the limit of {limit}"
+                );
+            };
+            // Who fills the disk would fill more of it meanwhile.
+            self.end_after(exceeded, true);
         }
         Ok(())
+    }
+
+    /// Ends the sandbox once `condition` is done, which says why in the log; what runs is killed `at_once`, or first
+    /// asked to end.
+    fn end_after(&self, condition: impl Future<Output = ()> + Send + 'static, at_once: bool) {
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            if shutdown.run_until_cancelled(condition).await.is_some() {
+                shutdown.cancel();
+                if at_once {
+                    tree::end_descendants(Duration::ZERO).await;
+                }
+            }
+        });
     }
 
     pub fn uptime(&self) -> Duration {

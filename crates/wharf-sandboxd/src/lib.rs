@@ -8,6 +8,7 @@
 pub mod app;
 pub mod core;
 pub mod dialect;
+pub mod disk_use;
 pub mod editor;
 pub mod exec;
 pub mod files;

@@ -2,11 +2,11 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::CommandFactory;
 use wharf_client::{Route, Sandbox};
 use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxName, SandboxSpec};
-use wharf_runtime::local::{Lifetime, LocalRuntime, Record, Settings};
+use wharf_runtime::local::{Lifetime, LocalError, LocalRuntime, Record, Settings};
 
 use crate::{
     cli::{Cli, Command, Create, Exec, OutputForm, Run, Shape},
@@ -193,13 +193,17 @@ async fn run_once(runtime: &LocalRuntime, arguments: Run, form: OutputForm) -> a
         on_disconnect: OnDisconnect::Kill,
         ..ExecRequest::default()
     };
-    let done = streams::execute(&client(&record)?, request, arguments.terminal, form).await;
+    let done = streams::execute(&record, request, arguments.terminal, form).await;
     tokio::task::spawn_blocking(move || drop(throw_away)).await?;
-    done
+    done.map_err(|error| match error.downcast() {
+        Ok(LocalError::NotRunning { reason, .. }) => anyhow!("the sandbox has ended: {reason}"),
+        Ok(other) => other.into(),
+        Err(error) => error,
+    })
 }
 
 async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let record = runtime.get_ready(&arguments.name)?;
     let request = ExecRequest {
         argv: arguments.argv,
         working_dir: arguments.workdir,
@@ -210,14 +214,14 @@ async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyh
         ..ExecRequest::default()
     };
     if arguments.detach {
-        let exec = sandbox.exec(&request).await?;
+        let exec = client(&record)?.exec(&request).await?;
         match form {
             OutputForm::Table => show::line(exec.id())?,
             OutputForm::Json => show::json(&exec.info().await?)?,
         }
         return Ok(ExitCode::SUCCESS);
     }
-    streams::execute(&sandbox, request, arguments.terminal, form).await
+    streams::execute(&record, request, arguments.terminal, form).await
 }
 
 async fn remove(

@@ -1,6 +1,6 @@
 //! Conversations with what runs in a sandbox: its output to ours, our input and signals to it.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -8,8 +8,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use wharf_client::{Input, Output, Sandbox};
-use wharf_protocol::{ByteOffset, ExecRequest, Frame, SessionRequest, Stream};
-use wharf_runtime::local::LocalRuntime;
+use wharf_protocol::{ByteOffset, ExecRequest, Frame, HealthStatus, SessionRequest, Stream};
+use wharf_runtime::local::{LocalError, LocalRuntime, Record, Status};
 
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
@@ -20,12 +20,15 @@ use crate::{
 };
 
 const READ_BYTES: usize = 16 << 10;
+/// How long a sandbox that is ending is waited for, to say why.
+const ENDING_CHECKS: u32 = 200;
+const ENDING_INTERVAL: Duration = Duration::from_millis(20);
 /// Ctrl-P Ctrl-Q, as docker has it.
 const DETACH: [u8; 2] = [0x10, 0x11];
 
 /// Runs a command in the foreground: its streams are ours, and its exit code.
 pub(crate) async fn execute(
-    sandbox: &Sandbox,
+    record: &Record,
     mut request: ExecRequest,
     flags: TerminalFlags,
     form: OutputForm,
@@ -35,15 +38,31 @@ pub(crate) async fn execute(
     }
     request.stdin = flags.interactive;
     request.terminal = flags.tty.then(terminal::size);
+    let sandbox = client(record)?;
     let exec = sandbox.exec(&request).await?;
     let output = exec.attach(0);
     let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
     let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
     let ended = converse(output, manner).await;
     drop(raw);
+    let code = concluded(&sandbox, record, ended).await;
     // A finished exec leaves nothing to look at.
     let _ = exec.remove().await;
-    ended
+    code
+}
+
+/// The exit code of a conversation. If a signal or an error ended it because the whole sandbox has ended, says why.
+async fn concluded(sandbox: &Sandbox, record: &Record, ended: anyhow::Result<i32>) -> anyhow::Result<ExitCode> {
+    let regular = matches!(ended, Ok(code) if code <= 128);
+    if !regular && !sandbox.health().await.is_ok_and(|health| health.status == HealthStatus::Ready) {
+        for _ in 0..ENDING_CHECKS {
+            if let Status::Stopped { reason } = record.status() {
+                return Err(LocalError::NotRunning { name: record.name.clone(), reason }.into());
+            }
+            tokio::time::sleep(ENDING_INTERVAL).await;
+        }
+    }
+    ended.map(|code| ExitCode::from(code as u8))
 }
 
 /// How to converse.
@@ -66,7 +85,7 @@ impl Manner {
 }
 
 /// Carries output, input and signals until the other side ends; gives its exit code.
-async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<ExitCode> {
+async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<i32> {
     let Manner { input, tty, detachable, watching, form } = manner;
     let sender = output.input();
     let (detach, mut detached) = tokio::sync::oneshot::channel();
@@ -114,7 +133,7 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<ExitCode
     if let Some(feeding) = feeding {
         feeding.abort();
     }
-    Ok(ExitCode::from(code as u8))
+    Ok(code)
 }
 
 /// Passes standard input on until its end, or until the keys to detach.
@@ -194,7 +213,8 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
             arguments.name
         );
     }
-    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let record = runtime.get_ready(&arguments.name)?;
+    let sandbox = client(&record)?;
     let size = terminal::size();
     let request = SessionRequest { id: Some(arguments.session.clone()), terminal: size, ..SessionRequest::default() };
     let session = sandbox.session(&request).await?;
@@ -208,14 +228,16 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
     let alternate = session.screen().await.is_ok_and(|screen| screen.alternate);
     terminal::leave_program(alternate);
     anstream::eprintln!();
-    ended
+    concluded(&sandbox, &record, ended).await
 }
 
 /// `wharf attach`.
 pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let record = runtime.get_ready(&arguments.name)?;
+    let sandbox = client(&record)?;
     let (output, _) = find_output(&sandbox, &arguments.id, arguments.offset).await?;
-    converse(output, Manner::watching(form)).await
+    let ended = converse(output, Manner::watching(form)).await;
+    concluded(&sandbox, &record, ended).await
 }
 
 /// The output of an exec or a session, whichever has this id, and where it ends so far.
@@ -237,10 +259,12 @@ pub(crate) async fn logs(runtime: &LocalRuntime, arguments: Logs, form: OutputFo
         std::io::stdout().write_all(&log)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let sandbox = client(&runtime.get_ready(&arguments.name)?)?;
+    let record = runtime.get_ready(&arguments.name)?;
+    let sandbox = client(&record)?;
     let (mut output, end) = find_output(&sandbox, &id, 0).await?;
     if arguments.follow {
-        return converse(output, Manner::watching(form)).await;
+        let ended = converse(output, Manner::watching(form)).await;
+        return concluded(&sandbox, &record, ended).await;
     }
     let mut at = 0;
     while at < end.0 {

@@ -264,6 +264,13 @@ fn fill(wharf: &Wharf) {
         let output = wharf.run(&["run", "--disk", "10M", "--", "sh", "-c", &script]);
         assert_ne!(output.status.code(), Some(0), "{place}");
     }
+    // Each file is small enough; they are too many.
+    let script = "trap '' TERM HUP; n=0; while :; do head -c 2M /dev/zero > $((n += 1)); done";
+    wharf.check(&["create", "full", "--disk", "10M"], 0, "full\n");
+    let output = wharf.run(&["exec", "full", "--", "sh", "-c", script]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_ne!(output.status.code(), Some(0));
+    assert!(told.contains("more than the limit of 10485760"), "{told}");
 }
 
 #[test]

@@ -321,7 +321,7 @@ fn become_sandboxd(
     walls.stands(
         "resource limits",
         Some(format!(
-            "a single file in the workspace has at most {} bytes; their sum is not limited",
+            "files in the workspace may take {} bytes on disk, and as many those in each private directory in memory",
             plan.bounds.disk_bytes
         )),
     );

@@ -21,7 +21,7 @@ mod sys;
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -36,7 +36,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal},
 };
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{BindRequest, Isolation, Problem, SandboxName, SandboxSpec, Secret};
+use wharf_protocol::{BindRequest, Isolation, Limits, Problem, SandboxName, SandboxSpec, Secret};
 
 use self::plan::{Launched, Plan};
 pub use self::{
@@ -51,6 +51,8 @@ const DEFAULT_PROCESSES: u32 = 4096;
 const DEFAULT_DISK_BYTES: u64 = 10 << 30;
 /// How long a stopped sandbox has to end by itself.
 const STOP_PATIENCE: Duration = Duration::from_secs(12);
+/// How much of sandboxd's log is searched for what went wrong.
+const LOG_END: u64 = 16 << 10;
 /// How long sandboxd may take to answer a bind.
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -143,7 +145,9 @@ impl Record {
         match (&self.stopped, self.init) {
             (Some(reason), _) => Status::Stopped { reason: reason.clone() },
             (None, Some(init)) if is_running(init) => Status::Ready,
-            (None, _) => Status::Stopped { reason: "its processes ended by themselves".to_owned() },
+            (None, _) => Status::Stopped {
+                reason: self.last_error().unwrap_or_else(|| "its processes ended by themselves".to_owned()),
+            },
         }
     }
 
@@ -167,6 +171,32 @@ impl Record {
     pub fn log(&self) -> PathBuf {
         self.directory.join("sandboxd.log")
     }
+
+    /// The last error that sandboxd has logged since it was started.
+    fn last_error(&self) -> Option<String> {
+        let log = read_end(&self.log(), LOG_END).unwrap_or_default();
+        let error = log.lines().rev().take_while(|line| !line.contains(" listening on ")).find_map(error_in);
+        error.map(|error| error.chars().take(300).collect())
+    }
+
+    fn explained(&self, what: &str) -> String {
+        self.last_error().map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"))
+    }
+}
+
+/// The last `most` bytes of a file, as text.
+fn read_end(path: &Path, most: u64) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `2026-01-01T00:00:00Z ERROR what happened` of a log.
+fn error_in(line: &str) -> Option<&str> {
+    line.split_once(" ERROR ").map(|(_, error)| error.trim())
 }
 
 fn state(action: &'static str, path: &Path, source: io::Error) -> LocalError {
@@ -300,7 +330,7 @@ impl LocalRuntime {
                 pid
             }
             Launched::Failed { part, reason } => {
-                return Err(LocalError::Wall { part, reason: self.explained(record, reason) });
+                return Err(LocalError::Wall { part, reason: record.explained(&reason) });
             }
         };
         record.init = started_at(pid).map(|started| Running { pid, started });
@@ -312,7 +342,10 @@ impl LocalRuntime {
             environment: record.spec.environment.clone(),
             user: None,
             working_dir: working_dir.display().to_string(),
-            limits: record.spec.limits,
+            limits: Limits {
+                disk_bytes: record.workspace.as_ref().map(|_| record.bounds.disk_bytes),
+                ..record.spec.limits
+            },
             deadline_seconds: record.spec.deadline_seconds,
         };
         let bound = tokio::time::timeout(BIND_PATIENCE, bind(&record.socket, &bind_secret, &request)).await;
@@ -322,16 +355,7 @@ impl LocalRuntime {
             Err(_) => format!("no answer within {} s", BIND_PATIENCE.as_secs()),
         };
         self.end(record);
-        Err(LocalError::Bind { name: record.name.clone(), reason: self.explained(record, failed) })
-    }
-
-    /// A reason with the last line of sandboxd's log, if it has one.
-    fn explained(&self, record: &Record, reason: String) -> String {
-        let log = fs::read_to_string(record.log()).unwrap_or_default();
-        match log.lines().rfind(|line| line.contains("ERROR")) {
-            Some(line) => format!("{reason}: {}", line.chars().take(300).collect::<String>()),
-            None => reason,
-        }
+        Err(LocalError::Bind { name: record.name.clone(), reason: record.explained(&failed) })
     }
 
     /// The sandbox of this name, if there is one.

@@ -32,7 +32,7 @@ pub struct Bounds {
     pub memory_bytes: u64,
     pub processes: u32,
     pub cpu_millis: Option<u32>,
-    /// For each private directory in memory, and for each single file elsewhere.
+    /// For each private directory in memory, for a private workspace, and for each single file elsewhere.
     pub disk_bytes: u64,
 }
 

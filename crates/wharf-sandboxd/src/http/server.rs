@@ -1,7 +1,7 @@
 //! Listening, and the walls around connections: how many, how large their headers, how long they may idle.
 
 use std::{
-    io,
+    fmt, io,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{
@@ -65,12 +65,20 @@ impl Listener {
             }
         }
     }
+}
 
-    /// The TCP address that was bound.
-    pub fn address(&self) -> Option<std::net::SocketAddr> {
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(_) => None,
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => write!(f, "tcp:{address}"),
+                Err(error) => write!(f, "tcp: ({error})"),
+            },
+            Self::Unix(listener) => match listener.local_addr().ok().as_ref().and_then(|address| address.as_pathname())
+            {
+                Some(path) => write!(f, "unix:{}", path.display()),
+                None => write!(f, "unix:"),
+            },
         }
     }
 }

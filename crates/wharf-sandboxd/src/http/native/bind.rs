@@ -87,6 +87,7 @@ fn check_limits(limits: &Limits) -> Result<(), ApiError> {
         ("request_bytes", limits.request_bytes),
         ("upload_bytes", limits.upload_bytes),
         ("archive_entries", limits.archive_entries),
+        ("disk_bytes", limits.disk_bytes.unwrap_or(1)),
         ("idle_connection_seconds", limits.idle_connection_seconds),
     ];
     match numbers.into_iter().find(|(_, value)| *value == 0) {

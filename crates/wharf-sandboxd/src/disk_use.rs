@@ -1,0 +1,212 @@
+//! What the files of a sandbox take on disk, watched like a kubelet watches ephemeral storage: what exceeds its limit
+//! ends.
+
+use std::{
+    collections::HashSet,
+    ffi::CString,
+    fs,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat},
+    io::{self, Errno},
+};
+use tokio::time::Instant;
+
+/// Every entry counts at least this much: many empty files fill a disk too.
+const SMALLEST: u64 = 4096;
+const INTERVAL: Duration = Duration::from_millis(250);
+/// A directory of a million files is not walked all the time: the walks take at most one part in so many.
+const SHARE: u32 = 10;
+/// So long a walk may be spared when the file system has hardly less free space than before.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Who renames directories while they are walked makes us begin again, so often.
+const ATTEMPTS: usize = 3;
+
+/// Returns the bytes found once they are more than `limit`; dropping it ends the watch.
+///
+/// Counts what lies below `directory` on the same file system, a hard-linked file once, and files without a name that a
+/// process still holds open.
+pub async fn exceeded(directory: PathBuf, limit: u64) -> u64 {
+    let mut known: Option<(Instant, u64, u64)> = None;
+    loop {
+        let free = rustix::fs::statvfs(&directory).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let idle = known.is_some_and(|(at, used, before)| {
+            at.elapsed() < LONGEST_PAUSE && before.saturating_sub(free) < limit.saturating_sub(used) / 2
+        });
+        let mut pause = INTERVAL;
+        if !idle {
+            let began = Instant::now();
+            let walked = directory.clone();
+            let used = tokio::task::spawn_blocking(move || used_bytes(&walked)).await.unwrap_or(0);
+            if used > limit {
+                return used;
+            }
+            known = Some((Instant::now(), used, free));
+            pause = pause.max(began.elapsed() * SHARE);
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn used_bytes(directory: &Path) -> u64 {
+    let mut sum = Sum::default();
+    for _ in 0..ATTEMPTS {
+        sum = Sum::default();
+        match sum.add_tree(directory) {
+            Ok(()) => break,
+            Err(error) => tracing::debug!(%error, "the walk for disk usage begins again"),
+        }
+    }
+    sum.add_unnamed();
+    sum.bytes
+}
+
+#[derive(Debug, Default)]
+struct Sum {
+    bytes: u64,
+    device: u64,
+    /// Files with several names, or none, that were counted.
+    seen: HashSet<u64>,
+}
+
+/// A directory above the one that is being read.
+struct Level {
+    inode: u64,
+    /// Directories in it that are still to be read.
+    left: Vec<CString>,
+}
+
+impl Sum {
+    /// Goes down and up by one name at a time: neither a depth beyond the longest path nor a symlink put in the way
+    /// hides anything, and two descriptors are enough.
+    fn add_tree(&mut self, directory: &Path) -> io::Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut current = openat(rustix::fs::CWD, directory, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&current)?;
+        self.device = stat.st_dev;
+        let mut levels = vec![Level { inode: stat.st_ino, left: self.add_directory(&current)? }];
+        while let Some(level) = levels.last_mut() {
+            if let Some(name) = level.left.pop() {
+                let below = match openat(&current, &name, flags | OFlags::NOFOLLOW, Mode::empty()) {
+                    Ok(below) => below,
+                    // Removed or replaced since it was read.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => continue,
+                    Err(error) => return Err(error),
+                };
+                let stat = rustix::fs::fstat(&below)?;
+                if stat.st_dev == self.device {
+                    levels.push(Level { inode: stat.st_ino, left: self.add_directory(&below)? });
+                    current = below;
+                }
+                continue;
+            }
+            levels.pop();
+            if let Some(above) = levels.last() {
+                current = openat(&current, "..", flags, Mode::empty())?;
+                if rustix::fs::fstat(&current)?.st_ino != above.inode {
+                    // It was moved while we were in it.
+                    return Err(Errno::STALE);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the entries of one directory; gives the directories among them.
+    fn add_directory(&mut self, directory: &OwnedFd) -> io::Result<Vec<CString>> {
+        let mut directories = Vec::new();
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            self.add(&stat);
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                directories.push(name.to_owned());
+            }
+        }
+        Ok(directories)
+    }
+
+    fn add(&mut self, stat: &Stat) {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if stat.st_dev == self.device && (is_directory || stat.st_nlink == 1 || self.seen.insert(stat.st_ino)) {
+            self.bytes = self.bytes.saturating_add((stat.st_blocks.unsigned_abs() * 512).max(SMALLEST));
+        }
+    }
+
+    /// Files that were removed while a process that we may look into has them open.
+    fn add_unnamed(&mut self) {
+        let Ok(processes) = fs::read_dir("/proc") else { return };
+        for process in processes.flatten() {
+            let is_process = process.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+            let Some(files) = is_process.then(|| fs::read_dir(process.path().join("fd")).ok()).flatten() else {
+                continue;
+            };
+            for file in files.flatten().filter_map(|file| fs::metadata(file.path()).ok()) {
+                let unnamed = file.is_file() && file.nlink() == 0 && file.dev() == self.device;
+                if unnamed && self.seen.insert(file.ino()) {
+                    self.bytes = self.bytes.saturating_add((file.blocks() * 512).max(SMALLEST));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::symlink};
+
+    use super::*;
+
+    const MEGABYTE: usize = 1 << 20;
+
+    #[test]
+    fn files_links_and_what_was_removed_are_counted_once() {
+        let home = tempfile::tempdir().unwrap();
+        let below = home.path().join("a/b/c");
+        fs::create_dir_all(&below).unwrap();
+        fs::write(below.join("one"), vec![1; MEGABYTE]).unwrap();
+        fs::hard_link(below.join("one"), home.path().join("same")).unwrap();
+        symlink("/usr", home.path().join("outside")).unwrap();
+        let unnamed = home.path().join("unnamed");
+        fs::write(&unnamed, vec![2; MEGABYTE]).unwrap();
+        let _open = File::open(&unnamed).unwrap();
+        fs::remove_file(&unnamed).unwrap();
+        let used = used_bytes(home.path());
+        let expected = 2 * MEGABYTE as u64;
+        assert!((expected..expected + 16 * SMALLEST).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn what_lies_deeper_than_the_longest_path_is_counted() {
+        let home = tempfile::tempdir().unwrap();
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut current = openat(rustix::fs::CWD, home.path(), flags, Mode::empty()).unwrap();
+        let name = "d".repeat(200);
+        for _ in 0..50 {
+            rustix::fs::mkdirat(&current, &name, Mode::RWXU).unwrap();
+            current = openat(&current, &name, flags, Mode::empty()).unwrap();
+        }
+        let file = openat(&current, "deep", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+        std::io::Write::write_all(&mut File::from(file), &vec![1; MEGABYTE]).unwrap();
+        let used = used_bytes(home.path());
+        assert!(used >= MEGABYTE as u64 + 50 * SMALLEST, "{used}");
+    }
+
+    #[tokio::test]
+    async fn the_watch_tells_when_more_is_there_than_allowed() {
+        let home = tempfile::tempdir().unwrap();
+        for number in 0..3 {
+            fs::write(home.path().join(number.to_string()), vec![1; MEGABYTE]).unwrap();
+        }
+        let used = exceeded(home.path().to_owned(), 2 * MEGABYTE as u64).await;
+        assert!(used >= 3 * MEGABYTE as u64, "{used}");
+    }
+}
