@@ -40,6 +40,12 @@ struct State {
     size: ScreenSize,
     main: Grid,
     alternate: Option<Grid>,
+    /// First and last row of the scroll region, on either screen.
+    region: (u16, u16),
+    /// By DECSC, for both screens.
+    saved: Option<Cursor>,
+    /// By the mode that enters the alternate screen.
+    saved_on_entry: Option<Cursor>,
     history: VecDeque<HistoryLine>,
     history_limit: usize,
     dropped: u64,
@@ -55,9 +61,6 @@ struct State {
 struct Grid {
     rows: VecDeque<Row>,
     cursor: Cursor,
-    saved: Option<Cursor>,
-    /// First and last row of the scroll region.
-    region: (u16, u16),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -108,7 +111,7 @@ impl Default for Modes {
 impl Grid {
     fn new(size: ScreenSize) -> Self {
         let rows = std::iter::repeat_with(Row::default).take(usize::from(size.rows)).collect();
-        Self { rows, cursor: Cursor::default(), saved: None, region: (0, size.rows - 1) }
+        Self { rows, cursor: Cursor::default() }
     }
 }
 
@@ -123,6 +126,9 @@ impl Screen {
                 size,
                 main: Grid::new(size),
                 alternate: None,
+                region: (0, size.rows - 1),
+                saved: None,
+                saved_on_entry: None,
                 history: VecDeque::new(),
                 history_limit,
                 dropped: 0,
@@ -270,11 +276,12 @@ impl State {
         }
         for grid in std::iter::once(&mut self.main).chain(self.alternate.as_mut()) {
             grid.rows.resize_with(usize::from(size.rows), Row::default);
-            grid.region = (0, size.rows - 1);
-            for cursor in std::iter::once(&mut grid.cursor).chain(grid.saved.as_mut()) {
-                cursor.row = cursor.row.min(size.rows - 1);
-                cursor.column = cursor.column.min(size.columns);
-            }
+        }
+        self.region = (0, size.rows - 1);
+        let cursors = [&mut self.main.cursor].into_iter().chain(self.alternate.as_mut().map(|grid| &mut grid.cursor));
+        for cursor in cursors.chain(&mut self.saved).chain(&mut self.saved_on_entry) {
+            cursor.row = cursor.row.min(size.rows - 1);
+            cursor.column = cursor.column.min(size.columns);
         }
         self.modes.tabs = None;
     }
@@ -293,11 +300,15 @@ impl State {
         self.history.push_back(HistoryLine::from(row));
     }
 
-    /// Moves the rows of the scroll region up; what leaves the top of the main screen goes into history.
+    /// Moves the rows of the scroll region up; what leaves it on the main screen goes into history, also from a region
+    /// that does not begin at the top.
     fn scroll_up(&mut self, count: u16) {
-        let (top, bottom) = self.grid().region;
+        let (top, bottom) = self.region;
         for _ in 0..count.min(bottom - top + 1) {
-            let remembered = self.alternate.is_none() && top == 0;
+            let remembered = self.alternate.is_none();
+            if !remembered {
+                self.unwrap_above(top);
+            }
             let grid = self.grid_mut();
             let row = grid.rows.remove(usize::from(top)).unwrap_or_default();
             grid.rows.insert(usize::from(bottom), Row::default());
@@ -308,21 +319,57 @@ impl State {
     }
 
     fn scroll_down(&mut self, count: u16) {
-        let grid = self.grid_mut();
-        let (top, bottom) = grid.region;
+        let (top, bottom) = self.region;
         for _ in 0..count.min(bottom - top + 1) {
-            grid.rows.remove(usize::from(bottom));
-            grid.rows.insert(usize::from(top), Row::default());
+            self.insert_rows(top, bottom, 1);
+        }
+    }
+
+    /// Makes blank rows at `at`; the rows from there to `bottom` move down, and the last ones of them go.
+    fn insert_rows(&mut self, at: u16, bottom: u16, count: u16) {
+        let count = count.min(bottom - at + 1);
+        self.unwrap_above(at);
+        self.unwrap_above(at + count);
+        let rows = &mut self.grid_mut().rows;
+        for _ in 0..count {
+            rows.remove(usize::from(bottom));
+            rows.insert(usize::from(at), Row::default());
+        }
+    }
+
+    /// Takes rows from `at` on away; the rows below them to `bottom` move up, and blank ones follow.
+    fn delete_rows(&mut self, at: u16, bottom: u16, count: u16) {
+        let count = count.min(bottom - at + 1);
+        self.unwrap_above(at);
+        let rows = &mut self.grid_mut().rows;
+        for _ in 0..count {
+            rows.remove(usize::from(at));
+            rows.insert(usize::from(bottom), Row::default());
+        }
+        self.unwrap_above(bottom + 1 - count);
+    }
+
+    /// The line above no longer goes on in this row, which becomes another one.
+    fn unwrap_above(&mut self, row: u16) {
+        match row.checked_sub(1) {
+            Some(above) => self.grid_mut().rows[usize::from(above)].wrapped = false,
+            None => {
+                if self.alternate.is_none()
+                    && let Some(last) = self.history.back_mut()
+                {
+                    last.unwrap();
+                }
+            }
         }
     }
 
     fn line_feed(&mut self) {
         let last = self.size.rows - 1;
-        let grid = self.grid_mut();
-        if grid.cursor.row == grid.region.1 {
+        let row = self.grid().cursor.row;
+        if row == self.region.1 {
             self.scroll_up(1);
-        } else if grid.cursor.row < last {
-            grid.cursor.row += 1;
+        } else if row < last {
+            self.grid_mut().cursor.row += 1;
         }
     }
 
@@ -331,13 +378,12 @@ impl State {
         let style = self.style();
         let (wrap, insert) = (self.modes.wrap, self.modes.insert);
         if self.grid().cursor.column + width > columns {
-            if wrap && columns >= width {
-                self.row_mut().wrapped = true;
-                self.grid_mut().cursor.column = 0;
-                self.line_feed();
-            } else {
-                self.grid_mut().cursor.column = columns.saturating_sub(width);
+            if !wrap || columns < width {
+                return;
             }
+            self.row_mut().wrapped = true;
+            self.grid_mut().cursor.column = 0;
+            self.line_feed();
         }
         let column = usize::from(self.grid().cursor.column);
         let row = self.row_mut();
@@ -345,7 +391,8 @@ impl State {
             row.insert_blank(column, usize::from(width), usize::from(columns));
         }
         row.put(column, Cell::new(character, style, width));
-        self.grid_mut().cursor.column += width;
+        let cursor = &mut self.grid_mut().cursor;
+        cursor.column = (cursor.column + width).min(if wrap { columns } else { columns - 1 });
         self.last_printed = Some(character);
     }
 
@@ -359,13 +406,17 @@ impl State {
 
     fn move_to(&mut self, row: u16, column: u16) {
         let size = self.size;
-        let grid = self.grid_mut();
-        let (top, bottom) = if grid.cursor.origin { grid.region } else { (0, size.rows - 1) };
-        grid.cursor.row = row.saturating_add(top).min(bottom);
-        grid.cursor.column = column.min(size.columns - 1);
+        let (top, bottom) = if self.grid().cursor.origin { self.region } else { (0, size.rows - 1) };
+        let cursor = &mut self.grid_mut().cursor;
+        cursor.row = row.saturating_add(top).min(bottom);
+        cursor.column = column.min(size.columns - 1);
     }
 
     fn clear_rows(&mut self, from: u16, to: u16) {
+        if from >= to {
+            return;
+        }
+        self.unwrap_above(from);
         for row in self.grid_mut().rows.range_mut(usize::from(from)..usize::from(to)) {
             *row = Row::default();
         }
@@ -390,21 +441,23 @@ impl State {
             return;
         }
         if save_cursor {
-            self.main.saved = Some(self.main.cursor.clone());
+            self.saved_on_entry = Some(self.main.cursor.clone());
         }
+        self.unwrap_above(0);
         let mut grid = Grid::new(self.size);
         grid.cursor = self.main.cursor.clone();
         self.alternate = Some(grid);
     }
 
     fn leave_alternate(&mut self, restore_cursor: bool) {
-        if let Some(grid) = self.alternate.take()
-            && !restore_cursor
-        {
+        if let Some(grid) = self.alternate.take() {
             self.main.cursor = grid.cursor;
-        } else if restore_cursor && let Some(saved) = self.main.saved.clone() {
-            self.main.cursor = saved;
         }
+        let cursor = &mut self.main.cursor;
+        if restore_cursor && let Some(saved) = &self.saved_on_entry {
+            *cursor = Cursor { origin: cursor.origin, ..saved.clone() };
+        }
+        cursor.column = cursor.column.min(self.size.columns - 1);
     }
 
     fn reply(&mut self, answer: &str) {
@@ -436,8 +489,8 @@ impl State {
             paint(alternate, &mut out);
         }
         let grid = self.grid();
-        if grid.region != (0, self.size.rows - 1) {
-            out.push_str(&format!("\x1b[{};{}r", grid.region.0 + 1, grid.region.1 + 1));
+        if self.region != (0, self.size.rows - 1) {
+            out.push_str(&format!("\x1b[{};{}r", self.region.0 + 1, self.region.1 + 1));
         }
         let modes = &self.modes;
         let private = [
@@ -470,8 +523,13 @@ impl State {
             out.push_str(&grid.cursor.style.sequence());
         }
         if grid.cursor.origin {
-            let row = grid.cursor.row.saturating_sub(grid.region.0);
-            out.push_str(&format!("\x1b[?6h\x1b[{};{}H", row + 1, column + 1));
+            // Setting the region again leads to the corner of the screen, which may lie outside the region.
+            out.push_str(&format!("\x1b[?6h\x1b[{};{}r", self.region.0 + 1, self.region.1 + 1));
+            for (count, letter) in [(grid.cursor.row, 'B'), (column, 'C')] {
+                if count > 0 {
+                    out.push_str(&format!("\x1b[{count}{letter}"));
+                }
+            }
         }
         out.into_bytes()
     }

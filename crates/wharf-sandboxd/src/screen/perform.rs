@@ -3,7 +3,7 @@
 use unicode_width::UnicodeWidthChar;
 use vte::{Params, Perform};
 
-use super::{LONGEST_TITLE, Modes, State, row::Row};
+use super::{Cursor, Grid, LONGEST_TITLE, Modes, State, row::Row};
 
 /// DEC's line drawing characters, for `` ` `` to `~`.
 const LINE_DRAWING: &[char] = &[
@@ -32,11 +32,7 @@ impl Perform for State {
 
     fn execute(&mut self, byte: u8) {
         match byte {
-            0x08 => {
-                let columns = self.size.columns;
-                let cursor = &mut self.grid_mut().cursor;
-                cursor.column = cursor.column.min(columns - 1).saturating_sub(1);
-            }
+            0x08 => self.backspace(),
             b'\t' => self.tab(1),
             b'\n' | 0x0b | 0x0c => {
                 self.line_feed();
@@ -59,6 +55,7 @@ impl Perform for State {
     }
 
     fn esc_dispatch(&mut self, intermediates: &[u8], _ignore: bool, byte: u8) {
+        let size = self.size;
         match (intermediates, byte) {
             ([], b'7') => self.save_cursor(),
             ([], b'8') => self.restore_cursor(),
@@ -75,17 +72,19 @@ impl Perform for State {
                 }
             }
             ([], b'M') => {
-                let grid = self.grid_mut();
-                if grid.cursor.row == grid.region.0 {
+                let row = self.grid().cursor.row;
+                if row == self.region.0 {
                     self.scroll_down(1);
                 } else {
-                    grid.cursor.row = grid.cursor.row.saturating_sub(1);
+                    self.grid_mut().cursor.row = row.saturating_sub(1);
                 }
             }
             ([], b'c') => {
                 self.leave_alternate(false);
                 self.clear_all();
-                self.main = super::Grid::new(self.size);
+                self.main = Grid::new(size);
+                self.region = (0, size.rows - 1);
+                self.saved = None;
                 self.modes = Modes::default();
             }
             ([], b'=') => self.modes.application_keypad = true,
@@ -119,7 +118,7 @@ impl Perform for State {
             }
             ([], 'D') => {
                 let cursor = &mut self.grid_mut().cursor;
-                cursor.column = cursor.column.min(size.columns - 1).saturating_sub(count);
+                cursor.column = cursor.column.saturating_sub(count);
             }
             ([], 'E') => {
                 self.down(count);
@@ -138,29 +137,14 @@ impl Perform for State {
                 self.move_to(count - 1, column);
             }
             ([] | [b'?'], 'J') => self.erase_display(given(0)),
-            ([] | [b'?'], 'K') => {
-                let mode = given(0);
-                self.edit_row(|row, column, _| match mode {
-                    0 => {
-                        row.erase(column, usize::MAX);
-                        row.wrapped = false;
-                    }
-                    1 => row.erase(0, column + 1),
-                    2 => *row = Row::default(),
-                    _ => {}
-                });
-            }
+            ([] | [b'?'], 'K') => self.erase_line(given(0)),
             ([], 'L' | 'M') => {
-                let grid = self.grid_mut();
-                let (top, bottom) = grid.region;
-                let row = grid.cursor.row;
-                if (top..=bottom).contains(&row) {
-                    for _ in 0..count.min(bottom - row + 1) {
-                        let (gone, new) = if action == 'L' { (bottom, row) } else { (row, bottom) };
-                        grid.rows.remove(usize::from(gone));
-                        grid.rows.insert(usize::from(new), Row::default());
-                    }
-                    grid.cursor.column = 0;
+                let (top, bottom) = self.region;
+                let row = self.grid().cursor.row;
+                let bottom = if (top..=bottom).contains(&row) { bottom } else { size.rows - 1 };
+                match action {
+                    'L' => self.insert_rows(row, bottom, count),
+                    _ => self.delete_rows(row, bottom, count),
                 }
             }
             ([], 'P') => self.edit_row(|row, column, _| row.delete(column, usize::from(count))),
@@ -221,20 +205,21 @@ impl Perform for State {
                     bottom => bottom.min(size.rows),
                 };
                 if top + 1 < bottom {
-                    self.grid_mut().region = (top, bottom - 1);
-                    self.move_to(0, 0);
+                    self.region = (top, bottom - 1);
+                    let cursor = &mut self.grid_mut().cursor;
+                    (cursor.row, cursor.column) = (0, 0);
                 }
             }
             ([], 's') => self.save_cursor(),
             ([], 'u') => self.restore_cursor(),
             ([b'!'], 'p') => {
                 self.modes = Modes::default();
+                self.region = (0, size.rows - 1);
                 let grid = self.grid_mut();
-                grid.region = (0, size.rows - 1);
                 grid.cursor.style = super::Style::default();
                 grid.cursor.origin = false;
                 grid.cursor.line_drawing = [false; 2];
-                grid.saved = None;
+                self.saved = None;
             }
             _ => {}
         }
@@ -242,24 +227,41 @@ impl Perform for State {
 }
 
 impl State {
-    /// Works on the cursor's row; a cursor past the end stands on the last column.
+    /// Works on the cursor's row; nothing is at a cursor past the end.
     fn edit_row(&mut self, edit: impl FnOnce(&mut Row, usize, usize)) {
         let columns = usize::from(self.size.columns);
-        let column = usize::from(self.grid().cursor.column).min(columns - 1);
-        edit(self.row_mut(), column, columns);
+        let column = usize::from(self.grid().cursor.column);
+        if column < columns {
+            edit(self.row_mut(), column, columns);
+        }
     }
 
     fn up(&mut self, count: u16) {
-        let grid = self.grid_mut();
-        let top = if grid.cursor.row >= grid.region.0 { grid.region.0 } else { 0 };
-        grid.cursor.row = grid.cursor.row.saturating_sub(count).max(top);
+        let (last, top) = (self.size.columns - 1, self.region.0);
+        let cursor = &mut self.grid_mut().cursor;
+        let top = if cursor.row >= top { top } else { 0 };
+        cursor.row = cursor.row.saturating_sub(count).max(top);
+        cursor.column = cursor.column.min(last);
     }
 
     fn down(&mut self, count: u16) {
-        let last = self.size.rows - 1;
-        let grid = self.grid_mut();
-        let bottom = if grid.cursor.row <= grid.region.1 { grid.region.1 } else { last };
-        grid.cursor.row = grid.cursor.row.saturating_add(count).min(bottom);
+        let (size, bottom) = (self.size, self.region.1);
+        let cursor = &mut self.grid_mut().cursor;
+        let bottom = if cursor.row <= bottom { bottom } else { size.rows - 1 };
+        cursor.row = cursor.row.saturating_add(count).min(bottom);
+        cursor.column = cursor.column.min(size.columns - 1);
+    }
+
+    /// From the beginning of a row to the end of the row that it continues.
+    fn backspace(&mut self) {
+        let last = self.size.columns - 1;
+        let Grid { rows, cursor, .. } = self.grid_mut();
+        if cursor.column > 0 {
+            cursor.column -= 1;
+        } else if cursor.row > 0 && rows[usize::from(cursor.row) - 1].wrapped {
+            cursor.row -= 1;
+            cursor.column = last;
+        }
     }
 
     fn tabs(&mut self) -> &mut Vec<u16> {
@@ -271,11 +273,15 @@ impl State {
         let last = self.size.columns - 1;
         for _ in 0..count.min(self.size.columns) {
             let column = self.grid().cursor.column;
+            // Also a cursor past the end stays there, and the next character wraps.
+            if column >= last {
+                return;
+            }
             let next = match &self.modes.tabs {
                 None => (column / 8 + 1) * 8,
                 Some(tabs) => tabs.iter().copied().find(|tab| *tab > column).unwrap_or(last),
             };
-            self.grid_mut().cursor.column = next.min(last).max(column.min(last));
+            self.grid_mut().cursor.column = next.min(last);
         }
     }
 
@@ -296,15 +302,12 @@ impl State {
         match mode {
             0 if row == 0 && column == 0 => self.clear_all(),
             0 => {
-                self.edit_row(|row, column, _| {
-                    row.erase(column, usize::MAX);
-                    row.wrapped = false;
-                });
+                self.erase_line(0);
                 self.clear_rows(row + 1, rows);
             }
             1 => {
                 self.clear_rows(0, row);
-                self.edit_row(|row, column, _| row.erase(0, column + 1));
+                self.erase_line(1);
             }
             2 => self.clear_all(),
             3 => {
@@ -315,14 +318,26 @@ impl State {
         }
     }
 
+    /// A cursor past the end has nothing behind it. A row that is erased as a whole no longer belongs to the line above.
+    fn erase_line(&mut self, mode: u16) {
+        let columns = self.size.columns;
+        let (row, column) = (self.grid().cursor.row, self.grid().cursor.column);
+        match mode {
+            0 if column >= columns => {}
+            0 if column > 0 => self.row_mut().erase(usize::from(column), usize::MAX),
+            1 if column + 1 < columns => self.row_mut().erase(0, usize::from(column) + 1),
+            0..=2 => self.clear_rows(row, row + 1),
+            _ => {}
+        }
+    }
+
     fn save_cursor(&mut self) {
-        let grid = self.grid_mut();
-        grid.saved = Some(grid.cursor.clone());
+        self.saved = Some(self.grid().cursor.clone());
     }
 
     fn restore_cursor(&mut self) {
-        let grid = self.grid_mut();
-        grid.cursor = grid.saved.clone().unwrap_or_default();
+        let saved = self.saved.clone().unwrap_or_default();
+        self.grid_mut().cursor = Cursor { column: saved.column.min(self.size.columns - 1), ..saved };
     }
 
     fn private_mode(&mut self, mode: u16, on: bool) {

@@ -86,18 +86,25 @@ impl Row {
         self.split_wide(from);
         self.split_wide(to);
         if to >= self.cells.len() {
+            let length = self.cells.len();
             self.cells.truncate(from);
+            // What goes on in the next row keeps its length.
+            if self.wrapped {
+                self.cells.resize(length, Cell::BLANK);
+            }
         } else if from < to {
             self.cells[from..to].fill(Cell::BLANK);
         }
         self.combining.retain(|(at, _)| !(from..to).contains(&usize::from(*at)));
     }
 
+    /// Moves what is at `column` and behind it; the row then counts as written up to its end.
     pub(super) fn insert_blank(&mut self, column: usize, count: usize, columns: usize) {
-        if column >= self.cells.len() {
+        if self.is_empty() {
             return;
         }
         self.split_wide(column);
+        self.cells.resize(columns, Cell::BLANK);
         let count = count.min(columns - column.min(columns));
         self.cells.splice(column..column, std::iter::repeat_n(Cell::BLANK, count));
         self.cells.truncate(columns);
@@ -114,7 +121,11 @@ impl Row {
         self.split_wide(column + count);
         let end = (column + count).min(self.cells.len());
         if column < end {
+            let length = self.cells.len();
             self.cells.drain(column..end);
+            if self.wrapped {
+                self.cells.resize(length, Cell::BLANK);
+            }
         }
         self.combining.retain(|(at, _)| !(column..column + count).contains(&usize::from(*at)));
         for (at, _) in &mut self.combining {
@@ -193,5 +204,11 @@ impl HistoryLine {
 
     pub(super) fn wrapped(&self) -> bool {
         self.0.ends_with(WRAPPED)
+    }
+
+    pub(super) fn unwrap(&mut self) {
+        if self.wrapped() {
+            self.0 = self.text().trim_end().into();
+        }
     }
 }
