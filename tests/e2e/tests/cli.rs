@@ -363,6 +363,39 @@ fn without_walls_it_says_so_and_still_works() {
 }
 
 #[test]
+fn a_wall_that_the_kernel_refuses_is_named_and_stops_all_but_best_effort() {
+    let wharf = Wharf::new();
+    let run = |namespaces: &str, isolation: &str, script: &str| {
+        let program = wharf_e2e::program("wharf");
+        // A user namespace whose root may not make all namespaces, and has no ids to give to others.
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "sh", "-c"])
+            .args([&format!("echo 0 > /proc/sys/user/max_{namespaces}_namespaces && exec \"$@\""), "sh"])
+            .arg(program)
+            .arg("--state-dir")
+            .arg(wharf.state.path())
+            .args(["run", "--isolation", isolation, "--", "sh", "-c", script])
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = run("ipc", "full", "echo inside");
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("does not allow `user namespace`") && !said.contains("inside"), "{said}");
+    // The walls that can be built still are.
+    let script = "echo inside; grep Seccomp: /proc/self/status; touch /usr/x || echo refused";
+    for (namespaces, missing) in
+        [("ipc", "no IPC namespace: a limit"), ("pid", "no PID namespace: a limit"), ("mnt", "no private root: needs")]
+    {
+        let (code, said) = run(namespaces, "best-effort", script);
+        assert_eq!(code, Some(0), "{said}");
+        for told in ["inside\n", "no user namespace", missing, "Seccomp:\t2", "refused"] {
+            assert!(said.contains(told), "{told}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     let wharf = Wharf::new();
     for arguments in [&["completions", "bash"][..], &["ls"], &["-o", "json", "ls"], &["run", "--", "yes"]] {

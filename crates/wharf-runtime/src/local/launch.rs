@@ -89,6 +89,14 @@ impl Walls {
         Ok(())
     }
 
+    /// Enters a new namespace; tells whether there is one.
+    fn namespace(&mut self, part: &str, flag: UnshareFlags) -> Result<bool, Failure> {
+        let entered = sys::unshare(flag);
+        let is_there = entered.is_ok();
+        self.raise(part, entered.map(|()| None))?;
+        Ok(is_there)
+    }
+
     fn raise(&mut self, part: &str, raised: io::Result<Option<String>>) -> Result<(), Failure> {
         match raised {
             Ok(note) => {
@@ -98,6 +106,13 @@ impl Walls {
             Err(source) => self.missing(part, source),
         }
     }
+}
+
+/// Which namespaces that others depend on the sandbox has for itself.
+#[derive(Debug, Default, Clone, Copy)]
+struct Own {
+    mounts: bool,
+    processes: bool,
 }
 
 /// The entry of the launcher process: reads a plan from standard input, answers on standard output.
@@ -134,16 +149,22 @@ fn launch() -> Result<Launched, Failure> {
     let (ready, ready_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let (errors, errors_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let mut ids = None;
+    let mut own = Own::default();
     if plan.isolation != Isolation::None {
         ids = enter_user_namespace(&plan, &mut walls)?;
-        let raised = sys::unshare(UnshareFlags::NEWPID).map(|()| None);
-        walls.raise("pid namespace", raised)?;
+        own.mounts = walls.namespace("mount namespace", UnshareFlags::NEWNS)?;
+        if own.mounts {
+            own.processes = walls.namespace("PID namespace", UnshareFlags::NEWPID)?;
+        } else {
+            let without = "needs a mount namespace, for a `/proc` of its own";
+            walls.missing("PID namespace", io::Error::other(without))?;
+        }
     }
     match sys::fork().part("launcher")? {
         Forked::Child => {
             drop((ready, errors));
             let Err(failure) =
-                become_sandboxd(&plan, &mut walls, ids, &log, ready_child, &errors_child, limited.is_ok());
+                become_sandboxd(&plan, &mut walls, ids, own, &log, ready_child, &errors_child, limited.is_ok());
             let failed = Launched::Failed { part: failure.part, reason: failure.source.to_string() };
             let mut errors = File::from(errors_child);
             let _ = errors.write_all(serde_json::to_string(&failed).unwrap_or_default().as_bytes());
@@ -262,6 +283,7 @@ fn become_sandboxd(
     plan: &Plan,
     walls: &mut Walls,
     ids: Option<Ids>,
+    own: Own,
     log: &File,
     ready: OwnedFd,
     report: &OwnedFd,
@@ -271,30 +293,29 @@ fn become_sandboxd(
     let mut program = plan.sandboxd.clone();
     let mut socket = plan.socket.display().to_string();
     if let Some(ids) = &ids {
-        let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
-        if plan.network == NetworkMode::None {
-            flags |= UnshareFlags::NEWNET;
+        walls.namespace("IPC namespace", UnshareFlags::NEWIPC)?;
+        walls.namespace("cgroup namespace", UnshareFlags::NEWCGROUP)?;
+        if walls.namespace("UTS namespace", UnshareFlags::NEWUTS)? {
+            rustix::system::sethostname(plan.name.as_bytes()).part("UTS namespace")?;
         }
-        match sys::unshare(flags) {
-            Ok(()) => {
-                walls.stands("mount, IPC and UTS namespaces", None);
-                walls.stands(
-                    "network namespace",
-                    (plan.network == NetworkMode::Host).then(|| "shares the machine's network, as asked".to_owned()),
-                );
-                if plan.network == NetworkMode::None {
+        match plan.network {
+            NetworkMode::Host => {
+                walls.stands("network namespace", Some("shares the machine's network, as asked".to_owned()));
+            }
+            NetworkMode::None => {
+                if walls.namespace("network namespace", UnshareFlags::NEWNET)? {
                     sys::loopback_up().part("network namespace")?;
                 }
-                build_root(plan, ids)?;
-                walls.stands(
-                    "private root",
-                    Some("the host is read-only; what is written stays in the sandbox".to_owned()),
-                );
-                rustix::system::sethostname(plan.name.as_bytes()).part("UTS namespace")?;
-                program = Path::new("/").join(HOUSE).join("sandboxd");
-                socket = SOCKET_INSIDE.to_owned();
             }
-            Err(error) => walls.missing("mount, IPC and UTS namespaces", error)?,
+        }
+        if own.mounts {
+            build_root(plan, ids, own)?;
+            let note = "the host is read-only; what is written stays in the sandbox";
+            walls.stands("private root", Some(note.to_owned()));
+            program = Path::new("/").join(HOUSE).join("sandboxd");
+            socket = SOCKET_INSIDE.to_owned();
+        } else {
+            walls.missing("private root", io::Error::other("needs a mount namespace"))?;
         }
         if let Some(namespace) = &ids.namespace {
             rustix::thread::move_into_link_name_space(
@@ -391,7 +412,7 @@ fn limit_resources(plan: &Plan, limited: bool) -> io::Result<()> {
 }
 
 /// Puts a new root together and makes it ours.
-fn build_root(plan: &Plan, ids: &Ids) -> Result<(), Failure> {
+fn build_root(plan: &Plan, ids: &Ids, own: Own) -> Result<(), Failure> {
     let part = "private root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).part(part)?;
     let root = plan.directory.join("root");
@@ -416,7 +437,7 @@ fn build_root(plan: &Plan, ids: &Ids) -> Result<(), Failure> {
         show(packages, &root.join("var/lib/dpkg")).part("/var/lib/dpkg")?;
     }
     build_dev(&root, ids).part("/dev")?;
-    build_proc(&root).part("/proc")?;
+    build_proc(&root, own).part("/proc")?;
     build_house(plan, &root, ids)?;
     if let Some(workspace) = &plan.workspace {
         if ids.namespace.is_some() {
@@ -525,11 +546,15 @@ fn build_dev(root: &Path, ids: &Ids) -> io::Result<()> {
     Ok(())
 }
 
-fn build_proc(root: &Path) -> io::Result<()> {
+fn build_proc(root: &Path, own: Own) -> io::Result<()> {
     let proc = root.join("proc");
     fs::create_dir(&proc)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("proc", &proc, "proc", flags, None)?;
+    if own.processes {
+        rustix::mount::mount("proc", &proc, "proc", flags, None)?;
+    } else {
+        rustix::mount::mount_bind_recursive("/proc", &proc)?;
+    }
     for name in READ_ONLY_PROC {
         let target = proc.join(name);
         if target.exists() {

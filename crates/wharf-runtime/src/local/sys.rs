@@ -38,7 +38,13 @@ pub(super) fn fork() -> io::Result<Forked> {
 #[allow(unsafe_code, reason = "new namespaces")]
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: no file table is unshared, so every descriptor stays valid.
-    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+    match unsafe { rustix::thread::unshare_unsafe(flags) } {
+        // user_namespaces(7): not about a disk.
+        Err(rustix::io::Errno::NOSPC) => {
+            Err(io::Error::other("a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces"))
+        }
+        unshared => Ok(unshared?),
+    }
 }
 
 const MOUNT_ATTR_RDONLY: u64 = 1;
