@@ -349,8 +349,10 @@ fn a_run_that_is_killed_leaves_nothing_after_gc() {
     child.wait().unwrap();
     wharf.run(&["gc"]);
     assert_eq!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().count(), 0);
-    let left = Command::new("pgrep").args(["-f", "^sleep 4321"]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    let runs = |process: std::fs::DirEntry| {
+        std::fs::read(process.path().join("cmdline")).is_ok_and(|argv| argv == b"sleep\x004321\0")
+    };
+    assert!(!std::fs::read_dir("/proc").unwrap().flatten().any(runs));
 }
 
 #[test]

@@ -108,9 +108,10 @@ impl Walls {
     }
 }
 
-/// Which namespaces that others depend on the sandbox has for itself.
-#[derive(Debug, Default, Clone, Copy)]
+/// What the sandbox has for itself that later steps depend on.
+#[derive(Debug, Clone, Copy)]
 struct Own {
+    cgroup: bool,
     mounts: bool,
     processes: bool,
 }
@@ -149,7 +150,7 @@ fn launch() -> Result<Launched, Failure> {
     let (ready, ready_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let (errors, errors_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let mut ids = None;
-    let mut own = Own::default();
+    let mut own = Own { cgroup: limited.is_ok(), mounts: false, processes: false };
     if plan.isolation != Isolation::None {
         ids = enter_user_namespace(&plan, &mut walls)?;
         own.mounts = walls.namespace("mount namespace", UnshareFlags::NEWNS)?;
@@ -163,8 +164,7 @@ fn launch() -> Result<Launched, Failure> {
     match sys::fork().part("launcher")? {
         Forked::Child => {
             drop((ready, errors));
-            let Err(failure) =
-                become_sandboxd(&plan, &mut walls, ids, own, &log, ready_child, &errors_child, limited.is_ok());
+            let Err(failure) = become_sandboxd(&plan, &mut walls, ids, own, &log, ready_child, &errors_child);
             let failed = Launched::Failed { part: failure.part, reason: failure.source.to_string() };
             let mut errors = File::from(errors_child);
             let _ = errors.write_all(serde_json::to_string(&failed).unwrap_or_default().as_bytes());
@@ -287,7 +287,6 @@ fn become_sandboxd(
     log: &File,
     ready: OwnedFd,
     report: &OwnedFd,
-    limited: bool,
 ) -> Result<std::convert::Infallible, Failure> {
     rustix::process::setsid().part("launcher")?;
     let mut program = plan.sandboxd.clone();
@@ -338,7 +337,7 @@ fn become_sandboxd(
             .part("user namespace")?;
         }
     }
-    limit_resources(plan, limited).part("resource limits")?;
+    limit_resources(plan, own).part("resource limits")?;
     walls.stands(
         "resource limits",
         Some(format!(
@@ -394,7 +393,7 @@ fn become_sandboxd(
     Err(command.exec()).part("sandboxd")
 }
 
-fn limit_resources(plan: &Plan, limited: bool) -> io::Result<()> {
+fn limit_resources(plan: &Plan, own: Own) -> io::Result<()> {
     let set = |resource, value: u64| {
         let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX).min(value);
         rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
@@ -403,7 +402,7 @@ fn limit_resources(plan: &Plan, limited: bool) -> io::Result<()> {
     if plan.isolation != Isolation::None {
         set(Resource::Fsize, plan.bounds.disk_bytes)?;
     }
-    if !limited {
+    if !own.cgroup {
         // Counted for the user, not for the sandbox: the best there is without control groups.
         set(Resource::Nproc, u64::from(plan.bounds.processes))?;
         set(Resource::Data, plan.bounds.memory_bytes)?;
