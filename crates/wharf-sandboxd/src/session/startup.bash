@@ -9,7 +9,7 @@ fi
 # Runs after the user's own PROMPT_COMMAND, which may have set PS1 anew. Typed at a prompt that has lost its
 # marks, it brings them back. The exit code stays as it was, but never ends a `set -e` shell.
 __wharf_prompt() {
-  local status=$? rest=${PATH-}: directory
+  local status=$? rest=${PATH-}: directory jobs='\j'
   __wharf_python= __wharf_count=${__wharf_count:-0}
   while [[ $rest ]]; do
     directory=${rest%%:*} rest=${rest#*:}
@@ -18,6 +18,8 @@ __wharf_prompt() {
       break
     fi
   done
+  # As long as a process lives: what `kill` has just ended is then told of at this prompt, not at the one after.
+  if [[ ${jobs@P} != 0 ]]; then : "$(:)"; fi
   case ${PROMPT_COMMAND-} in
     *__wharf_prompt*) ;;
     *) PROMPT_COMMAND="${PROMPT_COMMAND:+$PROMPT_COMMAND

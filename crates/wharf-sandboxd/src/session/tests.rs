@@ -108,6 +108,20 @@ async fn a_mark_that_a_program_prints_ends_nothing() {
 }
 
 #[tokio::test]
+async fn a_job_that_was_killed_is_told_of_at_the_next_prompt() {
+    let (session, _home) = session().await;
+    let mut at_once = 0;
+    for _ in 0..5 {
+        run(&session, "sleep 60 &").await;
+        let (_, told) = run(&session, "kill %1").await;
+        at_once += usize::from(told.contains("Terminated"));
+        run(&session, "wait").await;
+    }
+    // On a busy machine a process may take longer to end than a prompt.
+    assert!(at_once >= 3, "{at_once} of 5");
+}
+
+#[tokio::test]
 async fn a_dead_shell_is_reported_with_its_status_and_replaced() {
     let (session, _home) = session().await;
     assert_eq!(
