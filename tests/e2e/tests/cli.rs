@@ -80,6 +80,7 @@ fn a_throw_away_sandbox_runs_a_command_and_leaves_nothing() {
     wharf.check(&["run", "--", "echo", "hello"], 0, "hello\n");
     wharf.check(&["run", "--", "sh", "-c", "exit 7"], 7, "");
     wharf.check(&["run", "--", "sh", "-c", "kill -9 $$"], 137, "");
+    wharf.check(&["run", "--", "bash", "-c", "x=世界; echo ${#x}"], 0, "2\n");
     wharf.check(&["run", "--", "no-such-program"], 127, "");
     for directory in ["sandboxes", "r", "locks"] {
         let left: Vec<_> = std::fs::read_dir(wharf.state.path().join(directory)).unwrap().flatten().collect();

@@ -145,9 +145,9 @@ impl Record {
         match (&self.stopped, self.init) {
             (Some(reason), _) => Status::Stopped { reason: reason.clone() },
             (None, Some(init)) if is_running(init) => Status::Ready,
-            (None, _) => Status::Stopped {
-                reason: self.last_error().unwrap_or_else(|| "its processes ended by themselves".to_owned()),
-            },
+            (None, _) => {
+                Status::Stopped { reason: self.last_error().unwrap_or_else(|| "its processes have ended".to_owned()) }
+            }
         }
     }
 

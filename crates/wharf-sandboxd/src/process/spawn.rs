@@ -178,6 +178,8 @@ fn environment_of(spawn: &Spawn<'_>) -> Vec<(String, String)> {
         ("SHELL".to_owned(), user.shell.display().to_string()),
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
     ]);
+    // The locale is the machine's: without it a shell counts bytes where a person sees characters.
+    environment.extend(std::env::var("LANG").map(|locale| ("LANG".to_owned(), locale)));
     environment.extend(spawn.environment.clone());
     environment.into_iter().collect()
 }
