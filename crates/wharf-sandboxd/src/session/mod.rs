@@ -21,7 +21,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -165,6 +165,18 @@ pub struct Session {
     reads_lines: AtomicBool,
     /// Whether something was typed since the shell was last known to have read everything.
     typed: AtomicBool,
+    /// How many real terminals are attached. They answer the queries of programs; without one the screen does.
+    terminals: AtomicUsize,
+}
+
+/// A real terminal that shows a session, as long as this lives.
+#[derive(Debug)]
+pub struct AttachedTerminal(Arc<Session>);
+
+impl Drop for AttachedTerminal {
+    fn drop(&mut self) {
+        self.0.terminals.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Session {
@@ -190,6 +202,7 @@ impl Session {
             closed,
             reads_lines: AtomicBool::new(false),
             typed: AtomicBool::new(false),
+            terminals: AtomicUsize::new(0),
             settings,
         });
         session.ensure_shell().await?;
@@ -358,6 +371,12 @@ impl Session {
                 written.map_err(|source| SessionError::Write { session: self.id().clone(), source })
             }
         }
+    }
+
+    /// Says that a real terminal shows this session from now on.
+    pub fn attach_terminal(self: &Arc<Self>) -> AttachedTerminal {
+        self.terminals.fetch_add(1, Ordering::Relaxed);
+        AttachedTerminal(self.clone())
     }
 
     /// Gives the terminal a new size; the program in the foreground is told by the kernel.

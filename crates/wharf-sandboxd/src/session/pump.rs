@@ -222,7 +222,7 @@ impl Session {
                 }
             });
         }
-        if !replies.is_empty() {
+        if !replies.is_empty() && self.terminals.load(Ordering::Relaxed) == 0 {
             // A terminal answers at once or not at all: a full input queue loses the answer.
             let _ = tokio::time::timeout(DRAIN, shell.pty.write_all(&replies)).await;
         }

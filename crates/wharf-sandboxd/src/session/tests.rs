@@ -122,6 +122,21 @@ async fn a_job_that_was_killed_is_told_of_at_the_next_prompt() {
 }
 
 #[tokio::test]
+async fn queries_are_answered_by_an_attached_terminal_else_by_the_screen() {
+    let (session, _home) = session().await;
+    let ask = r"IFS= read -rsn4 -p $'\e[5n' answer; echo; echo ${answer@Q}";
+    let (_, told) = run(&session, ask).await;
+    assert!(told.contains(r"$'\E[0n'"), "{told:?}");
+    let attached = session.attach_terminal();
+    run_until_quiet(&session, ask, 300).await;
+    let told = type_until_prompt(&session, b"mine").await;
+    assert!(told.contains("'mine'"), "{told:?}");
+    drop(attached);
+    let (_, told) = run(&session, ask).await;
+    assert!(told.contains(r"$'\E[0n'"), "{told:?}");
+}
+
+#[tokio::test]
 async fn a_dead_shell_is_reported_with_its_status_and_replaced() {
     let (session, _home) = session().await;
     assert_eq!(

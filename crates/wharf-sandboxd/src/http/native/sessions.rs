@@ -24,7 +24,7 @@ use crate::{
     core::Core,
     http::problem::{ApiError, ApiJson, ApiPath, ApiQuery},
     screen::{Screen, ScreenSize},
-    session::{Session, SessionSettings},
+    session::{AttachedTerminal, Session, SessionSettings},
 };
 
 /// Lines of history that a native session's screen keeps for a redraw.
@@ -283,19 +283,29 @@ pub(super) async fn output(
         Frame::Exit { code: end.and_then(|end| end.code), signal: end.and_then(|end| end.signal) }
     };
     let asked = Asked { from, follow: query.follow || query.redraw, first, ending: Some(Box::pin(ending)) };
-    Ok(stream::answer(session.log().clone(), asked, &headers, upgrade.ok(), SessionCaller(session), &core))
+    let log = session.log().clone();
+    let caller = SessionCaller { session, terminal: None };
+    Ok(stream::answer(log, asked, &headers, upgrade.ok(), caller, &core))
 }
 
 /// What a WebSocket's client may do to a session.
-struct SessionCaller(Arc<Session>);
+struct SessionCaller {
+    session: Arc<Session>,
+    /// Once it has told a size: who has none is no terminal.
+    terminal: Option<AttachedTerminal>,
+}
 
 impl Caller for SessionCaller {
     async fn frame(&mut self, frame: Frame) -> Result<(), ApiError> {
         match frame {
-            Frame::Input { data } => Ok(self.0.type_bytes(&data).await?),
-            Frame::Resize { rows, columns } => Ok(self.0.resize(checked(TerminalSize { rows, columns })?).await?),
+            Frame::Input { data } => Ok(self.session.type_bytes(&data).await?),
+            Frame::Resize { rows, columns } => {
+                let size = checked(TerminalSize { rows, columns })?;
+                self.terminal.get_or_insert_with(|| self.session.attach_terminal());
+                Ok(self.session.resize(size).await?)
+            }
             Frame::Signal { signal } => {
-                Ok(self.0.signal(stream::signal_of(&wharf_protocol::SignalName::Number(signal))?).await?)
+                Ok(self.session.signal(stream::signal_of(&wharf_protocol::SignalName::Number(signal))?).await?)
             }
             // A terminal has no end of input but the one that is typed.
             Frame::InputEnd => Ok(()),
