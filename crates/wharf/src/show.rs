@@ -77,6 +77,7 @@ pub(crate) fn list(runtime: &LocalRuntime, form: OutputForm) -> anyhow::Result<(
     for record in &records {
         let status = match record.status() {
             Status::Ready => "ready".to_owned(),
+            Status::Stopped { reason } if reason.starts_with("stopped ") => reason,
             Status::Stopped { reason } => format!("stopped: {reason}"),
         };
         let mounted = || record.spec.mounts.first().map(|mount| mount.source.clone()).unwrap_or_default();

@@ -51,9 +51,18 @@ pub(crate) async fn execute(
     code
 }
 
+/// How a conversation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// With the exit code of the other side.
+    Exited(i32),
+    /// The other side goes on.
+    Detached,
+}
+
 /// The exit code of a conversation. If a signal or an error ended it because the whole sandbox has ended, says why.
-async fn concluded(sandbox: &Sandbox, record: &Record, ended: anyhow::Result<i32>) -> anyhow::Result<ExitCode> {
-    let regular = matches!(ended, Ok(code) if code <= 128);
+async fn concluded(sandbox: &Sandbox, record: &Record, ended: anyhow::Result<Ended>) -> anyhow::Result<ExitCode> {
+    let regular = matches!(ended, Ok(Ended::Detached | Ended::Exited(..=128)));
     if !regular && !sandbox.health().await.is_ok_and(|health| health.status == HealthStatus::Ready) {
         for _ in 0..ENDING_CHECKS {
             if let Status::Stopped { reason } = record.status() {
@@ -62,7 +71,10 @@ async fn concluded(sandbox: &Sandbox, record: &Record, ended: anyhow::Result<i32
             tokio::time::sleep(ENDING_INTERVAL).await;
         }
     }
-    ended.map(|code| ExitCode::from(code as u8))
+    ended.map(|ended| match ended {
+        Ended::Exited(code) => ExitCode::from(code as u8),
+        Ended::Detached => ExitCode::SUCCESS,
+    })
 }
 
 /// How to converse.
@@ -85,17 +97,17 @@ impl Manner {
 }
 
 /// Carries output, input and signals until the other side ends; gives its exit code.
-async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<i32> {
+async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
     let Manner { input, tty, detachable, watching, form } = manner;
     let sender = output.input();
     let (detach, mut detached) = tokio::sync::oneshot::channel();
     let feeding = input.then(|| tokio::spawn(feed(sender.clone(), detachable.then_some(detach))));
     let signals = (!watching).then(|| tokio::spawn(forward_signals(sender, tty)));
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    let code = loop {
+    let ended = loop {
         let frame = tokio::select! {
             biased;
-            Ok(()) = &mut detached, if detachable => break 0,
+            Ok(()) = &mut detached, if detachable => break Ended::Detached,
             frame = output.next() => frame,
         };
         let frame = frame?;
@@ -103,7 +115,7 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<i32> {
             && let Some(frame) = &frame
             && show::frame(frame).is_err()
         {
-            break i32::from(BROKEN_PIPE);
+            break Ended::Exited(BROKEN_PIPE.into());
         }
         match frame {
             Some(Frame::Output { .. } | Frame::Gap { .. }) if form == OutputForm::Json => {}
@@ -114,16 +126,16 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<i32> {
                 };
                 // Nobody reads any more: that ends quietly, as for any program in a pipe.
                 if written.is_err() {
-                    break i32::from(BROKEN_PIPE);
+                    break Ended::Exited(BROKEN_PIPE.into());
                 }
             }
             Some(Frame::Gap { from, to }) => {
                 anstream::eprintln!("\r\nwharf: {} bytes of output are no longer kept\r", to.0 - from.0);
             }
             Some(Frame::Exit { code, signal }) => {
-                break code.or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+                break Ended::Exited(code.or(signal.map(|signal| 128 + signal)).unwrap_or(1));
             }
-            Some(Frame::End { .. }) | None => break 0,
+            Some(Frame::End { .. }) | None => break Ended::Exited(0),
             Some(Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. }) => {}
         }
     };
@@ -133,7 +145,7 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<i32> {
     if let Some(feeding) = feeding {
         feeding.abort();
     }
-    Ok(code)
+    Ok(ended)
 }
 
 /// Passes standard input on until its end, or until the keys to detach.
@@ -220,14 +232,18 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
     let session = sandbox.session(&request).await?;
     let output = session.attach(None);
     output.input().send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
-    anstream::eprintln!("(Ctrl-P Ctrl-Q leaves the shell running)");
     let raw = RawTerminal::enter()?;
     let manner = Manner { input: true, tty: true, detachable: true, watching: false, form: OutputForm::Table };
     let ended = converse(output, manner).await;
     drop(raw);
     let alternate = session.screen().await.is_ok_and(|screen| screen.alternate);
     terminal::leave_program(alternate);
-    anstream::eprintln!();
+    match ended {
+        Ok(Ended::Detached) => {
+            anstream::eprintln!("\nthe shell goes on: `wharf shell {}` comes back to it", record.name)
+        }
+        _ => anstream::eprintln!(),
+    }
     concluded(&sandbox, &record, ended).await
 }
 

@@ -409,7 +409,7 @@ impl LocalRuntime {
         let _lock = self.lock(name)?;
         let mut record = self.get(name)?;
         self.end(&record);
-        record.stopped.get_or_insert_with(|| "it was stopped".to_owned());
+        record.stopped.get_or_insert_with(|| "stopped on request".to_owned());
         self.write(&record)
     }
 
