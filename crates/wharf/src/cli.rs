@@ -14,8 +14,8 @@ use crate::parse;
     version,
     after_help = "Examples:\n  wharf run -- echo hello                 a throw-away sandbox for one command\n  wharf run \
                   --mount . -w /workspace -it -- bash\n  wharf create box && wharf exec box -- make test && wharf rm \
-                  box\n  wharf cp src box:/workspace             copy a directory in\n\nExit codes: that of the command; 125 if \
-                  wharf itself failed, 127 if the command does not exist, 2 for wrong usage."
+                  box\n  wharf cp src box:/workspace             copy a directory in\n\nExit codes: that of the command; 124 \
+                  if --timeout ended it, 125 if wharf itself failed, 127 if the command does not exist, 2 for wrong usage."
 )]
 pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].

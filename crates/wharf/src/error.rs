@@ -8,6 +8,8 @@ use wharf_runtime::local::LocalError;
 
 /// wharf itself failed.
 pub(crate) const FAILED: u8 = 125;
+/// The command's time limit has passed, as with timeout(1).
+pub(crate) const TIMED_OUT: u8 = 124;
 /// The command is not there.
 pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.

@@ -8,13 +8,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use wharf_client::{Input, Output, Sandbox};
-use wharf_protocol::{ByteOffset, ExecRequest, Frame, HealthStatus, SessionRequest, Stream};
+use wharf_protocol::{ByteOffset, ExecRequest, ExecState, Frame, HealthStatus, SessionRequest, Stream};
 use wharf_runtime::local::{LocalError, LocalRuntime, Record, Status};
 
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
     commands::client,
-    error::BROKEN_PIPE,
+    error::{BROKEN_PIPE, TIMED_OUT},
     show,
     terminal::{self, RawTerminal},
 };
@@ -45,7 +45,13 @@ pub(crate) async fn execute(
     let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
     let ended = converse(output, manner).await;
     drop(raw);
-    let code = concluded(&sandbox, record, ended).await;
+    let mut code = concluded(&sandbox, record, ended).await;
+    if let (Ok(code), Some(limit)) = (&mut code, request.timeout_ms)
+        && exec.info().await.is_ok_and(|info| info.state == ExecState::TimedOut)
+    {
+        anstream::eprintln!("wharf: the command was ended: its time limit of {} s has passed", limit as f64 / 1000.0);
+        *code = ExitCode::from(TIMED_OUT);
+    }
     // A finished exec leaves nothing to look at.
     let _ = exec.remove().await;
     code

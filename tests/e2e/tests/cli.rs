@@ -82,6 +82,10 @@ fn a_throw_away_sandbox_runs_a_command_and_leaves_nothing() {
     wharf.check(&["run", "--", "sh", "-c", "kill -9 $$"], 137, "");
     wharf.check(&["run", "--", "bash", "-c", "x=世界; echo ${#x}"], 0, "2\n");
     wharf.check(&["run", "--", "no-such-program"], 127, "");
+    let output = wharf.run(&["run", "--timeout", "100ms", "--", "sleep", "1000"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(124), "{told}");
+    assert!(told.contains("time limit of 0.1 s"), "{told}");
     for directory in ["sandboxes", "r", "locks"] {
         let left: Vec<_> = std::fs::read_dir(wharf.state.path().join(directory)).unwrap().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
