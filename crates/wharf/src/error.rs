@@ -20,8 +20,12 @@ pub(crate) const BROKEN_PIPE: u8 = 141;
 
 /// Prints an error and its hint; gives the exit code that belongs to it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    let is_local_pipe = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
-    if error.downcast_ref::<std::io::Error>().is_some_and(is_local_pipe) {
+    // Only our own output: a broken pipe behind a connection is another matter.
+    let local = match error.downcast_ref() {
+        Some(ClientError::Local(source)) => Some(source),
+        _ => error.downcast_ref::<std::io::Error>(),
+    };
+    if local.is_some_and(|source| source.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::from(BROKEN_PIPE);
     }
     anstream::eprintln!("error: {error:#}");

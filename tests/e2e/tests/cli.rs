@@ -405,7 +405,9 @@ fn a_wall_that_the_kernel_refuses_is_named_and_stops_all_but_best_effort() {
 #[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     let wharf = Wharf::new();
-    for arguments in [&["completions", "bash"][..], &["ls"], &["-o", "json", "ls"], &["run", "--", "yes"]] {
+    wharf.check(&["create", "box"], 0, "box\n");
+    let copy = ["cp", "box:/usr/bin", "-"];
+    for arguments in [&["completions", "bash"][..], &["ls"], &["-o", "json", "ls"], &["run", "--", "yes"], &copy] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = wharf.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
