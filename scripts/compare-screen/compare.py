@@ -68,9 +68,8 @@ class Tmux:
                   ";", "set", "-g", "status", "off", ";", "set", "-g", "history-limit", "10000")
         while not done.exists():
             time.sleep(0.005)
-        trim = lambda text: [line.rstrip() for line in text.split("\n")]
-        text = trim(self.call("capture-pane", "-p", "-J", "-S", "-", "-t", "s"))
-        visible = trim(self.call("capture-pane", "-p", "-t", "s"))
+        text = self.call("capture-pane", "-p", "-J", "-S", "-", "-t", "s")
+        visible = self.call("capture-pane", "-p", "-t", "s")
         state = self.call("display", "-p", "-t", "s", "#{cursor_y} #{cursor_x} #{alternate_on}").split()
         self.call("kill-session", "-t", "s")
         cursor = [int(state[0]), min(int(state[1]), columns - 1)]
@@ -98,7 +97,7 @@ def render(ours, rows, columns, data):
 def differences(ours, tmux, rows, columns, parts):
     data = "".join(parts).encode()
     mine, theirs = render(ours, rows, columns, data), tmux.render(rows, columns, data)
-    pairs = [(name, trimmed(mine[name]), trimmed("\n".join(theirs[name]))) for name in ("text", "visible")]
+    pairs = [(name, trimmed(mine[name]), trimmed(theirs[name])) for name in ("text", "visible")]
     pairs += [(name, mine[name], theirs[name]) for name in ("cursor", "alternate")]
     if mine["alternate"]:
         # Ours shows the alternate screen alone, without history.

@@ -258,8 +258,13 @@ pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: Outp
     let record = runtime.get_ready(&arguments.name)?;
     let sandbox = client(&record)?;
     let (output, _) = find_output(&sandbox, &arguments.id, arguments.offset).await?;
+    watch(&sandbox, &record, output, form).await
+}
+
+/// Shows output until its end, and passes nothing on.
+async fn watch(sandbox: &Sandbox, record: &Record, output: Output, form: OutputForm) -> anyhow::Result<ExitCode> {
     let ended = converse(output, Manner::watching(form)).await;
-    concluded(&sandbox, &record, ended).await
+    concluded(sandbox, record, ended).await
 }
 
 /// The output of an exec or a session, whichever has this id, and where it ends so far.
@@ -285,8 +290,7 @@ pub(crate) async fn logs(runtime: &LocalRuntime, arguments: Logs, form: OutputFo
     let sandbox = client(&record)?;
     let (mut output, end) = find_output(&sandbox, &id, 0).await?;
     if arguments.follow {
-        let ended = converse(output, Manner::watching(form)).await;
-        return concluded(&sandbox, &record, ended).await;
+        return watch(&sandbox, &record, output, form).await;
     }
     let mut at = 0;
     while at < end.0 {

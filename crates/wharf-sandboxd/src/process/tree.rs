@@ -141,13 +141,14 @@ fn send(pid: i32, signal: Signal) {
 #[derive(Debug)]
 struct Scan {
     which: Which,
+    our_session: i32,
     /// Which processes carry the mark, by number and beginning: asked once of each.
     marked: HashMap<(i32, u64), bool>,
 }
 
 impl Scan {
     fn new(which: Which) -> Self {
-        Self { which, marked: HashMap::new() }
+        Self { which, our_session: our_session(), marked: HashMap::new() }
     }
 
     /// `/proc` of a machine with thousands of processes takes a while to read.
@@ -179,9 +180,9 @@ impl Scan {
             if fresh.is_empty() || started.elapsed() >= STOPPING {
                 break members;
             }
-            signal_all(&fresh, Signal::STOP);
+            signal_all(&fresh, Signal::STOP, self.our_session);
         };
-        signal_all(&members, Signal::KILL);
+        signal_all(&members, Signal::KILL, self.our_session);
         members.len()
     }
 
@@ -191,7 +192,7 @@ impl Scan {
         reaper::reap_adopted();
         let processes = processes();
         let ourselves = rustix::process::getpid().as_raw_nonzero().get();
-        let our_session = our_session();
+        let our_session = self.our_session;
         let mut found: HashSet<i32> = match self.which {
             Which::Descendants => HashSet::from([ourselves]),
             Which::Tree { id, root } => {
@@ -232,8 +233,7 @@ impl Scan {
 
 /// Signals each process, and before that its group: all of a session belongs to the tree that one of it belongs to, and
 /// every child of ours has begun with a session of its own.
-fn signal_all(targets: &[Process], signal: Signal) {
-    let our_session = our_session();
+fn signal_all(targets: &[Process], signal: Signal, our_session: i32) {
     let apart = targets.iter().filter(|process| process.session != our_session && process.group > 1);
     let groups: HashSet<i32> = apart.map(|process| process.group).collect();
     for group in groups.into_iter().filter_map(Pid::from_raw) {
