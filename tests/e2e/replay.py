@@ -51,13 +51,6 @@ def normal(value, key=None):
     return value
 
 
-def but_for_jobs(value):
-    """Leaves out what bash tells of jobs: it is told at the next prompt or the one after, as fast as the job ended."""
-    text = json.dumps(value)
-    text = re.sub(r"(\\n)*\[\d+\][-+]? +(Running|Stopped|Terminated|Killed|Done)(?:(?!\\n|\").)*(\\n)*", "", text)
-    return re.sub(r"(last \d+)\d lines of the output", r"\1* lines of the output", text)
-
-
 def exchanges_of(recording):
     """client_wire has another form: what the real client sent, in its own order, named by step here."""
     content = json.loads((GOLDEN / f"{recording}.json").read_text())
@@ -155,8 +148,7 @@ def replay(sandboxd, recordings, accept):
                 expected = wanted(exchange) if "response" in exchange else None
                 if name in known:
                     expected = known[name]["instead"]
-                in_time = name not in known and expected is not None and but_for_jobs(expected) == but_for_jobs(got)
-                if (expected == "any" and got["status"] == 200) or in_time:
+                if expected == "any" and got["status"] == 200:
                     passed += 1
                     continue
                 if expected is None or expected != got:
