@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use wharf_protocol::{
-    ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
+    BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
 
 pub use self::{
@@ -27,7 +27,7 @@ pub use self::{
     files::Files,
     handle::{Exec, Session},
     output::{Input, Output},
-    route::{Route, RouteStream},
+    route::{Connection, Dial, Route, RouteStream},
 };
 
 /// An answer that is held in memory is at most so long.
@@ -57,6 +57,25 @@ impl Sandbox {
     /// [`ClientError`]; all calls of this crate are safe to drop, and those that change nothing are safe to repeat.
     pub async fn health(&self) -> Result<Health, ClientError> {
         self.get("/v1/health").await
+    }
+
+    /// Gives a blank sandbox its identity; the key of this value is the bind secret then.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; one that is bound already refuses with a conflict.
+    pub async fn bind(&self, request: &BindRequest) -> Result<(), ClientError> {
+        let body = full(to_json(request)?);
+        self.send(Method::POST, "/v1/bind", Some("application/json"), body, CALL_PATIENCE).await.map(drop)
+    }
+
+    /// Whether the OpenHands action execution API answers: for a server that is not ours.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn alive(&self) -> Result<(), ClientError> {
+        self.send(Method::GET, "/alive", None, empty(), CALL_PATIENCE).await.map(drop)
     }
 
     /// What the sandbox is and how much it is used.

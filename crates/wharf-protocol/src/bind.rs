@@ -89,6 +89,9 @@ pub struct BindRequest {
     /// Variables for every session and exec.
     #[serde(default)]
     pub environment: Environment,
+    /// Whether the variables that sandboxd was started with, such as an image's, come before those of `environment`.
+    #[serde(default)]
+    pub inherit_environment: bool,
     /// Whom sessions and execs run as; created if unknown. Absent: sandboxd's own user.
     #[serde(default)]
     pub user: Option<UserSpec>,

@@ -79,6 +79,64 @@ id!(
     /// A sandbox's name, chosen by a person or made up: at most 63 characters of `[A-Za-z0-9_-]`.
     SandboxName, "sandbox name", 63
 );
+/// What a sandbox is called by whoever made it: any text of 1 to 256 characters without control characters, such as a
+/// conversation's id. A runtime makes names of it that it can use, and keeps the text beside them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SandboxId {
+    type Err = IdError;
+
+    fn from_str(value: &str) -> Result<Self, IdError> {
+        Self::try_from(value.to_owned())
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = IdError;
+
+    fn try_from(value: String) -> Result<Self, IdError> {
+        let reason = match value.chars().count() {
+            0 => Some("it is empty"),
+            257.. => Some("it has more than 256 characters"),
+            _ if value.chars().any(char::is_control) => Some("it has control characters"),
+            _ if value.trim() != value => Some("it begins or ends with white space"),
+            _ => None,
+        };
+        match reason {
+            None => Ok(Self(value)),
+            Some(reason) => {
+                Err(IdError { what: "sandbox name", value: value.escape_debug().take(80).collect(), reason })
+            }
+        }
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.0
+    }
+}
+
+impl From<SandboxName> for SandboxId {
+    fn from(name: SandboxName) -> Self {
+        Self(name.0)
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 id!(
     /// A session's id within its sandbox: at most 64 characters of `[A-Za-z0-9_-]`.
     SessionId, "session id", 64
@@ -117,6 +175,16 @@ impl fmt::Display for ByteOffset {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sandbox_is_called_by_any_text_that_can_be_shown() {
+        for good in ["a/b", "Übung 7", "..", &"é".repeat(256)] {
+            assert!(good.parse::<SandboxId>().is_ok(), "{good}");
+        }
+        for bad in ["", "a\nb", "\u{1b}[31m", " a", &"x".repeat(257)] {
+            assert!(bad.parse::<SandboxId>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_path_is_no_id() {

@@ -24,7 +24,7 @@ pub use files::{
     SearchResult, UploadResult,
 };
 pub use frame::{Frame, FrameError, Stream};
-pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxName, SessionId};
+pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxId, SandboxName, SessionId};
 pub use info::{Health, HealthStatus, Info};
 pub use problem::{Problem, ProblemKind};
 pub use sandbox::{Isolation, MountSpec, NetworkMode, SandboxSpec};

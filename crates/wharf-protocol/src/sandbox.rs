@@ -41,6 +41,8 @@ pub struct MountSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxSpec {
+    /// The container image; absent: what the runtime's settings name. A local sandbox has this machine's files.
+    pub image: Option<String>,
     /// Absolute path in the sandbox where sessions and execs start.
     pub working_dir: String,
     pub environment: Environment,
@@ -63,6 +65,7 @@ pub struct SandboxSpec {
 impl Default for SandboxSpec {
     fn default() -> Self {
         Self {
+            image: None,
             working_dir: "/workspace".to_owned(),
             environment: Environment::new(),
             mounts: Vec::new(),

@@ -4,6 +4,7 @@ use std::{
     io::Read,
     net::{Ipv4Addr, SocketAddr},
     os::fd::{FromRawFd, OwnedFd},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -37,9 +38,19 @@ const LONGEST_SECRET: u64 = 4096;
 pub async fn run(options: Options) -> anyhow::Result<()> {
     match (options.command, options.openhands) {
         (Some(Command::Serve(serve)), _) => run_blank(serve).await,
+        (Some(Command::Install { directory }), _) => install(&directory),
         (None, Some(openhands)) => run_openhands(openhands).await,
         (None, None) => bail!("neither a subcommand nor a port was given"),
     }
+}
+
+/// Copies this program in one step, so that nobody starts a half of it.
+fn install(directory: &Path) -> anyhow::Result<()> {
+    let ourselves = std::env::current_exe().context("could not find this program itself")?;
+    let (target, temporary) = (directory.join("wharf-sandboxd"), directory.join(".wharf-sandboxd.new"));
+    std::fs::copy(&ourselves, &temporary)
+        .and_then(|_| std::fs::rename(&temporary, &target))
+        .with_context(|| format!("could not write `{}`", target.display()))
 }
 
 async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {

@@ -56,6 +56,11 @@ pub struct Options {
 pub enum Command {
     /// Start blank and wait for `bind`.
     Serve(ServeOptions),
+    /// Copy this program to a directory, from where a container of any image can start it.
+    Install {
+        /// An existing directory.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxName};
+use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId};
+
+use wharf_runtime::kubernetes::settings::{Profile, RouteChoice};
 
 use crate::parse;
 
@@ -14,18 +16,88 @@ use crate::parse;
     version,
     after_help = "Examples:\n  wharf run -- echo hello                 a throw-away sandbox for one command\n  wharf run \
                   --mount . -w /workspace -it -- bash\n  wharf create box && wharf exec box -- make test && wharf rm \
-                  box\n  wharf cp src box:/workspace             copy a directory in\n\nExit codes: that of the command; 124 \
+                  box\n  wharf cp src box:/workspace             copy a directory in\n  wharf --runtime kubernetes run --image \
+                  python:3.12 -- python3 -c 'print(42)'\n\nExit codes: that of the command; 124 \
                   if --timeout ended it, 125 if wharf itself failed, 127 if the command does not exist, 2 for wrong usage."
 )]
 pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
     #[arg(long, global = true, env = "WHARF_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// How results are printed; with json, output of a command comes as one frame a line.
     #[arg(short, long, global = true, value_enum, default_value_t = OutputForm::Table)]
     pub(crate) output: OutputForm,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Where sandboxes live.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Place {
+    /// Confined processes on this machine, or pods in a cluster.
+    #[arg(long, global = true, env = "WHARF_RUNTIME", value_enum, default_value_t = RuntimeArg::Local, help_heading = "Runtime")]
+    pub(crate) runtime: RuntimeArg,
+    /// A context of the kubeconfig [default: its current one; in a pod, its service account].
+    #[arg(long, global = true, env = "WHARF_CONTEXT", value_name = "NAME", help_heading = "Runtime")]
+    pub(crate) context: Option<String>,
+    /// The namespace of all objects [default: the settings' or the context's].
+    #[arg(short, long, global = true, env = "WHARF_NAMESPACE", value_name = "NAME", help_heading = "Runtime")]
+    pub(crate) namespace: Option<String>,
+    /// A kubeconfig file [default: KUBECONFIG or ~/.kube/config].
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Runtime")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// An OpenHands config.toml; our own settings are in its section [wharf].
+    #[arg(long, global = true, env = "WHARF_CONFIG", value_name = "FILE", help_heading = "Runtime")]
+    pub(crate) config: Option<PathBuf>,
+    /// Whose objects a sandbox is made of [default: wharf].
+    #[arg(long, global = true, value_enum, value_name = "WHOSE", help_heading = "Runtime")]
+    pub(crate) profile: Option<ProfileArg>,
+    /// How sandboxd is reached [default: the pod's address in a cluster, port-forward outside].
+    #[arg(long, global = true, value_enum, value_name = "WAY", help_heading = "Runtime")]
+    pub(crate) route: Option<RouteArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuntimeArg {
+    Local,
+    Kubernetes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileArg {
+    /// Any image, sandboxd carried in, restricted Pod Security.
+    Wharf,
+    /// Equal to those of OpenHands' KubernetesRuntime, for its own images.
+    #[value(name = "openhands")]
+    OpenHands,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteArg {
+    PodAddress,
+    Service,
+    PortForward,
+}
+
+impl From<ProfileArg> for Profile {
+    fn from(argument: ProfileArg) -> Self {
+        match argument {
+            ProfileArg::Wharf => Self::Wharf,
+            ProfileArg::OpenHands => Self::OpenHands,
+        }
+    }
+}
+
+impl From<RouteArg> for RouteChoice {
+    fn from(argument: RouteArg) -> Self {
+        match argument {
+            RouteArg::PodAddress => Self::PodAddress,
+            RouteArg::Service => Self::Service,
+            RouteArg::PortForward => Self::PortForward,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,21 +125,27 @@ pub(crate) enum Command {
     /// Print what an exec printed so far; without an id, sandboxd's own log.
     Logs(Logs),
     /// Show all about a sandbox as JSON.
-    Inspect { name: SandboxName },
-    /// End a sandbox's processes and keep its workspace.
-    Stop { name: SandboxName },
-    /// Start a stopped sandbox again.
-    Start { name: SandboxName },
+    Inspect { name: SandboxId },
+    /// End a sandbox's processes or pod and keep its workspace.
+    #[command(visible_alias = "stop")]
+    Suspend { name: SandboxId },
+    /// Start a suspended or ended sandbox again.
+    #[command(visible_alias = "start")]
+    Resume { name: SandboxId },
     /// Remove sandboxes and all that belongs to them.
     Rm {
         #[arg(required_unless_present = "all")]
-        names: Vec<SandboxName>,
+        names: Vec<SandboxId>,
         /// Every sandbox.
         #[arg(long, conflicts_with = "names")]
         all: bool,
     },
     /// Remove what killed programs left half made.
     Gc,
+    /// Print the Kubernetes objects of a sandbox as YAML; nothing is made.
+    Render(Render),
+    /// Print what a namespace needs once, for `kubectl apply -f -`: ServiceAccount, Role, NetworkPolicy.
+    Install,
     /// Print a completion script.
     Completions { shell: clap_complete::Shell },
 }
@@ -78,9 +156,18 @@ pub(crate) struct Shape {
     /// `SOURCE[:TARGET[:ro]]` shows a directory of this machine; TARGET is the working directory if it is left out.
     #[arg(long, value_name = "MOUNT")]
     pub(crate) mount: Vec<String>,
+    /// The container image, for a sandbox in a cluster [default: the settings'].
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
     /// Where commands start.
     #[arg(short = 'w', long, default_value = "/workspace", value_name = "DIR")]
     pub(crate) workdir: String,
+    /// End the sandbox by itself after so long, such as 8h.
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub(crate) deadline: Option<std::time::Duration>,
+    /// Give up if it is not ready after so long [default: 5m in a cluster].
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub(crate) start_timeout: Option<std::time::Duration>,
     /// K=V, or K alone to pass a variable on.
     #[arg(short = 'e', long, value_name = "K=V")]
     pub(crate) env: Vec<String>,
@@ -170,14 +257,23 @@ pub(crate) struct TerminalFlags {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Made up if it is left out.
-    pub(crate) name: Option<SandboxName>,
+    pub(crate) name: Option<SandboxId>,
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Render {
+    /// What the sandbox is called.
+    #[arg(default_value = "box")]
+    pub(crate) name: SandboxId,
     #[command(flatten)]
     pub(crate) shape: Shape,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    pub(crate) name: SandboxName,
+    pub(crate) name: SandboxId,
     #[command(flatten)]
     pub(crate) terminal: TerminalFlags,
     /// Print the exec's id and leave it running.
@@ -201,7 +297,7 @@ pub(crate) struct Exec {
 
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
-    pub(crate) name: SandboxName,
+    pub(crate) name: SandboxId,
     /// The session; the same one again shows what is on its screen.
     #[arg(long, default_value = "main")]
     pub(crate) session: wharf_protocol::SessionId,
@@ -209,7 +305,7 @@ pub(crate) struct Shell {
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    pub(crate) name: SandboxName,
+    pub(crate) name: SandboxId,
     /// An exec's or a session's id.
     pub(crate) id: String,
     /// Where to start in its output.
@@ -225,7 +321,7 @@ pub(crate) struct Cp {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    pub(crate) name: SandboxName,
+    pub(crate) name: SandboxId,
     pub(crate) id: Option<String>,
     /// Go on with what is printed later.
     #[arg(short, long)]

@@ -4,13 +4,17 @@ use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use clap::CommandFactory;
-use wharf_client::{Route, Sandbox};
-use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxName, SandboxSpec};
-use wharf_runtime::local::{Lifetime, LocalError, LocalRuntime, Record, Settings};
+use tokio::signal::unix::{SignalKind, signal};
+use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxId, SandboxName, SandboxSpec};
+use wharf_runtime::{
+    Lifetime, Runtime, RuntimeError, Sandbox,
+    local::{LocalRuntime, Settings},
+};
 
 use crate::{
-    cli::{Cli, Command, Create, Exec, OutputForm, Run, Shape},
-    copy,
+    cli::{Cli, Command, Create, Exec, OutputForm, Place, Run, RuntimeArg, Shape},
+    cluster, copy,
+    error::INTERRUPTED,
     progress::Progress,
     show, streams,
 };
@@ -24,42 +28,68 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         std::io::stdout().write_all(&script)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let runtime = LocalRuntime::new(settings(cli.state_dir)?);
+    let shape = match &cli.command {
+        Command::Run(run) => Some(&run.shape),
+        Command::Create(create) => Some(&create.shape),
+        Command::Render(render) => Some(&render.shape),
+        _ => None,
+    };
+    if let Command::Render(render) = &cli.command {
+        return cluster::render(&cli.place, &render.name, &spec_of(&render.shape)?, form).await;
+    }
+    if matches!(cli.command, Command::Install) {
+        return cluster::install(&cli.place, form);
+    }
+    let runtime = runtime(cli.state_dir, &cli.place, shape).await?;
     match cli.command {
         Command::Run(arguments) => return run_once(&runtime, arguments, form).await,
-        Command::Create(arguments) => create(&runtime, arguments, form).await?,
+        Command::Create(arguments) => return create(&runtime, arguments, form).await,
         Command::Exec(arguments) => return exec(&runtime, arguments, form).await,
         Command::Shell(arguments) => return streams::shell(&runtime, arguments).await,
         Command::Attach(arguments) => return streams::attach(&runtime, arguments, form).await,
         Command::Cp(arguments) => copy::copy(&runtime, arguments, form).await?,
-        Command::Ls => show::list(&runtime, form)?,
+        Command::Ls => show::list(&runtime, form).await?,
         Command::Logs(arguments) => return streams::logs(&runtime, arguments, form).await,
         Command::Inspect { name } => show::inspect(&runtime, &name).await?,
-        Command::Stop { name } => {
-            let _waiting = Progress::waiting(format!("stopping `{name}`: its processes end"));
-            let (stopping, stopped) = (runtime.clone(), name.clone());
-            blocking(move || stopping.stop(&stopped)).await?;
-            changed(&runtime.get(&name)?, form)?;
+        Command::Suspend { name } => {
+            let waiting = Progress::waiting(format!("suspending `{name}`"));
+            runtime.suspend(&name, &|stage| waiting.stage(stage)).await?;
+            drop(waiting);
+            changed(&runtime.get(&name).await?, form)?;
         }
-        Command::Start { name } => {
-            let _waiting = Progress::waiting(format!("starting `{name}`: sandboxd is not ready yet"));
-            changed(&runtime.start(&name).await?, form)?;
+        Command::Resume { name } => {
+            let waiting = Progress::waiting(format!("resuming `{name}`"));
+            let resumed = runtime.resume(&name, &|stage| waiting.stage(stage)).await?;
+            drop(waiting);
+            changed(&resumed, form)?;
         }
-        Command::Rm { names, all } => return remove(runtime, names, all, form).await,
+        Command::Rm { names, all } => return remove(&runtime, names, all, form).await,
         Command::Gc => {
-            let removed = tokio::task::spawn_blocking(move || runtime.collect_garbage()).await?;
+            let waiting = Progress::waiting("removing what was left half made");
+            let removed = runtime.collect_garbage(&|stage| waiting.stage(stage)).await?;
+            drop(waiting);
             show::names(&removed, form)?;
         }
-        Command::Completions { .. } => {}
+        Command::Render(_) | Command::Install | Command::Completions { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a sandbox that a command has changed: its name, or all about it.
-fn changed(record: &Record, form: OutputForm) -> anyhow::Result<()> {
+fn changed(sandbox: &Sandbox, form: OutputForm) -> anyhow::Result<()> {
     match form {
-        OutputForm::Table => Ok(show::line(&record.name)?),
-        OutputForm::Json => show::json(&show::described(record)),
+        OutputForm::Table => Ok(show::line(&sandbox.id)?),
+        OutputForm::Json => show::json(&sandbox.described()),
+    }
+}
+
+async fn runtime(state_dir: Option<PathBuf>, place: &Place, shape: Option<&Shape>) -> anyhow::Result<Runtime> {
+    match place.runtime {
+        RuntimeArg::Local => {
+            cluster::refuse_flags(place)?;
+            Ok(Runtime::Local(LocalRuntime::new(settings(state_dir)?)))
+        }
+        RuntimeArg::Kubernetes => Ok(Runtime::Kubernetes(Box::new(cluster::runtime(place, shape).await?))),
     }
 }
 
@@ -84,19 +114,6 @@ fn settings(state_dir: Option<PathBuf>) -> anyhow::Result<Settings> {
     Ok(Settings { state_dir, sandboxd, launcher })
 }
 
-async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> anyhow::Result<T>
-where
-    T: Send + 'static,
-    E: Into<anyhow::Error> + Send + 'static,
-{
-    tokio::task::spawn_blocking(work).await?.map_err(Into::into)
-}
-
-/// The way into a running sandbox.
-pub(crate) fn client(record: &Record) -> anyhow::Result<Sandbox> {
-    Ok(Sandbox::new(Route::Unix(record.socket.clone()), record.key()?))
-}
-
 fn environment(pairs: &[String]) -> anyhow::Result<Environment> {
     let mut environment = Environment::new();
     for pair in pairs {
@@ -112,6 +129,7 @@ fn environment(pairs: &[String]) -> anyhow::Result<Environment> {
 
 fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
     Ok(SandboxSpec {
+        image: shape.image.clone(),
         working_dir: shape.workdir.clone(),
         environment: environment(&shape.env)?,
         mounts: shape.mounts().map_err(anyhow::Error::msg)?,
@@ -121,6 +139,7 @@ fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
         processes: shape.processes,
         cpu_millis: shape.cpus,
         disk_bytes: shape.disk,
+        deadline_seconds: shape.deadline.map(|deadline| deadline.as_secs().max(1)),
         ..SandboxSpec::default()
     })
 }
@@ -143,8 +162,8 @@ fn made_up_name(prefix: &str) -> SandboxName {
     name.parse().expect("words, hyphens and hexadecimal digits are a name")
 }
 
-fn warn_of_missing_walls(record: &Record) {
-    for wall in &record.walls {
+fn warn_of_missing_walls(sandbox: &Sandbox) {
+    for wall in sandbox.walls() {
         if let Some(reason) = &wall.missing {
             anstream::eprintln!("warning: no {}: {reason}", wall.part);
         }
@@ -154,56 +173,84 @@ fn warn_of_missing_walls(record: &Record) {
     }
 }
 
-async fn create(runtime: &LocalRuntime, arguments: Create, form: OutputForm) -> anyhow::Result<()> {
-    let name = arguments.name.unwrap_or_else(|| made_up_name(""));
-    let waiting = Progress::waiting(format!("creating `{name}`: sandboxd is not ready yet"));
-    let record = runtime.create(name, &spec_of(&arguments.shape)?, Lifetime::Kept).await?;
-    drop(waiting);
-    warn_of_missing_walls(&record);
-    changed(&record, form)
-}
-
-/// Removes a throw-away sandbox when the command that made it ends, however it ends.
-struct ThrowAway {
-    runtime: LocalRuntime,
-    name: SandboxName,
-}
-
-impl Drop for ThrowAway {
-    fn drop(&mut self) {
-        if let Err(error) = self.runtime.remove(&self.name) {
-            anstream::eprintln!("warning: sandbox `{}` is left behind: {error}", self.name);
-        }
+/// Makes a sandbox; Ctrl-C takes back what was made so far. `None` if it was.
+async fn made(
+    runtime: &Runtime,
+    id: &SandboxId,
+    spec: &SandboxSpec,
+    lifetime: Lifetime,
+) -> anyhow::Result<Option<Sandbox>> {
+    let waiting = Progress::waiting(format!("creating `{id}`"));
+    let report = |stage: &_| waiting.stage(stage);
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        made = runtime.create(id, spec, lifetime, &report) => return Ok(Some(made?)),
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
     }
+    drop(waiting);
+    anstream::eprintln!("interrupted: removing `{id}`");
+    runtime.remove(id, &|_| {}).await?;
+    Ok(None)
 }
 
-async fn run_once(runtime: &LocalRuntime, arguments: Run, form: OutputForm) -> anyhow::Result<ExitCode> {
+async fn create(runtime: &Runtime, arguments: Create, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let id = arguments.name.unwrap_or_else(|| made_up_name("").into());
+    let there = matches!(runtime, Runtime::Kubernetes(_)) && runtime.get(&id).await.is_ok();
     let spec = spec_of(&arguments.shape)?;
-    let (collector, name) = (runtime.clone(), made_up_name("run-"));
-    // What an earlier run that was killed left behind goes now.
-    tokio::task::spawn_blocking(move || collector.collect_garbage()).await?;
-    let waiting = Progress::waiting("creating a sandbox: sandboxd is not ready yet");
-    let record = runtime.create(name.clone(), &spec, Lifetime::OfThisProcess).await?;
-    drop(waiting);
-    let throw_away = ThrowAway { runtime: runtime.clone(), name };
-    warn_of_missing_walls(&record);
+    let sandbox = if there {
+        // Whatever an earlier call has made is not ours to take back.
+        let waiting = Progress::waiting(format!("creating `{id}`"));
+        runtime.create(&id, &spec, Lifetime::Kept, &|stage| waiting.stage(stage)).await?
+    } else {
+        match made(runtime, &id, &spec, Lifetime::Kept).await? {
+            Some(sandbox) => sandbox,
+            None => return Ok(ExitCode::from(INTERRUPTED)),
+        }
+    };
+    warn_of_missing_walls(&sandbox);
+    changed(&sandbox, form)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_once(runtime: &Runtime, arguments: Run, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let spec = spec_of(&arguments.shape)?;
+    if matches!(runtime, Runtime::Local(_)) {
+        // What an earlier run that was killed left behind goes now; in a cluster others may see to that.
+        runtime.collect_garbage(&|_| {}).await?;
+    }
+    let id: SandboxId = made_up_name("run-").into();
+    let Some(sandbox) = made(runtime, &id, &spec, Lifetime::OfThisProcess).await? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    warn_of_missing_walls(&sandbox);
     let request = ExecRequest {
         argv: arguments.argv,
         timeout_ms: arguments.timeout.map(|timeout| timeout.as_millis() as u64),
         on_disconnect: OnDisconnect::Kill,
         ..ExecRequest::default()
     };
-    let done = streams::execute(&record, request, arguments.terminal, form).await;
-    tokio::task::spawn_blocking(move || drop(throw_away)).await?;
-    done.map_err(|error| match error.downcast() {
-        Ok(LocalError::NotRunning { reason, .. }) => anyhow!("the sandbox has ended: {reason}"),
-        Ok(other) => other.into(),
+    let done = tokio::select! {
+        done = streams::execute(runtime, &sandbox, request, arguments.terminal, form) => done,
+        () = runtime.hold(&id) => Err(anyhow!("the sandbox was removed by somebody else")),
+    };
+    let waiting = Progress::waiting(format!("removing `{id}`"));
+    if let Err(error) = runtime.remove(&id, &|stage| waiting.stage(stage)).await {
+        anstream::eprintln!("warning: sandbox `{id}` is left behind: {error}");
+    }
+    drop(waiting);
+    done.map_err(|error| match error.downcast::<RuntimeError>() {
+        Ok(error) => match error.not_running() {
+            Some(reason) => anyhow!("the sandbox has ended: {reason}"),
+            None => error.into(),
+        },
         Err(error) => error,
     })
 }
 
-async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let record = runtime.get_ready(&arguments.name)?;
+async fn exec(runtime: &Runtime, arguments: Exec, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let sandbox = ready(runtime, &arguments.name).await?;
     let request = ExecRequest {
         argv: arguments.argv,
         working_dir: arguments.workdir,
@@ -214,32 +261,39 @@ async fn exec(runtime: &LocalRuntime, arguments: Exec, form: OutputForm) -> anyh
         ..ExecRequest::default()
     };
     if arguments.detach {
-        let exec = client(&record)?.exec(&request).await?;
+        let exec = sandbox.client()?.exec(&request).await?;
         match form {
             OutputForm::Table => show::line(exec.id())?,
             OutputForm::Json => show::json(&exec.info().await?)?,
         }
         return Ok(ExitCode::SUCCESS);
     }
-    streams::execute(&record, request, arguments.terminal, form).await
+    streams::execute(runtime, &sandbox, request, arguments.terminal, form).await
 }
 
-async fn remove(
-    runtime: LocalRuntime,
-    names: Vec<SandboxName>,
-    all: bool,
-    form: OutputForm,
-) -> anyhow::Result<ExitCode> {
-    let names = if all { runtime.list().into_iter().map(|record| record.name).collect() } else { names };
+/// The sandbox of this name, usable.
+pub(crate) async fn ready(runtime: &Runtime, id: &SandboxId) -> anyhow::Result<Sandbox> {
+    let waiting = Progress::waiting(format!("looking for `{id}`"));
+    Ok(runtime.get_ready(id, &|stage| waiting.stage(stage)).await?)
+}
+
+async fn remove(runtime: &Runtime, names: Vec<SandboxId>, all: bool, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let names = if all { runtime.list().await?.into_iter().map(|sandbox| sandbox.id).collect() } else { names };
     let (mut failed, mut removed) = (false, Vec::new());
     for name in names {
-        let _waiting = Progress::waiting(format!("removing `{name}`: its processes end"));
-        let (runtime, gone) = (runtime.clone(), name.clone());
-        if !blocking(move || runtime.remove(&gone)).await? {
-            anstream::eprintln!("error: there is no sandbox `{name}`");
-            failed = true;
-        } else {
-            removed.push(name);
+        let waiting = Progress::waiting(format!("removing `{name}`"));
+        let done = runtime.remove(&name, &|stage| waiting.stage(stage)).await;
+        drop(waiting);
+        match done {
+            Ok(true) => removed.push(name),
+            Ok(false) => {
+                anstream::eprintln!("error: there is no sandbox `{name}`");
+                failed = true;
+            }
+            Err(error) => {
+                crate::error::report(&error.into());
+                failed = true;
+            }
         }
     }
     show::names(&removed, form)?;

@@ -9,18 +9,18 @@ use anyhow::{Context, bail};
 use tokio::io::AsyncWriteExt;
 use wharf_client::{ClientError, Sandbox};
 use wharf_protocol::FileKind;
-use wharf_runtime::local::LocalRuntime;
+use wharf_runtime::Runtime;
 
 use crate::{
     cli::{Cp, OutputForm},
-    commands::client,
+    commands::ready,
     parse::{self, Place},
     progress::Progress,
     show,
 };
 
 /// Copies into or out of a sandbox.
-pub(crate) async fn copy(runtime: &LocalRuntime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
+pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
     let progress = Progress::bytes(format!("copying {} to {}", arguments.source, arguments.target));
     let to_stream = matches!(parse::place(&arguments.target), Place::Stream);
     carry(runtime, arguments, &progress).await?;
@@ -31,14 +31,14 @@ pub(crate) async fn copy(runtime: &LocalRuntime, arguments: Cp, form: OutputForm
     Ok(())
 }
 
-async fn carry(runtime: &LocalRuntime, arguments: Cp, progress: &Progress) -> anyhow::Result<()> {
+async fn carry(runtime: &Runtime, arguments: Cp, progress: &Progress) -> anyhow::Result<()> {
     match (parse::place(&arguments.source), parse::place(&arguments.target)) {
         (Place::Sandbox { name, path }, target) => {
-            let sandbox = client(&runtime.get_ready(&name.parse()?)?)?;
+            let sandbox = ready(runtime, &name.parse()?).await?.client()?;
             copy_out(&sandbox, &path, target, progress).await
         }
         (source, Place::Sandbox { name, path }) => {
-            let sandbox = client(&runtime.get_ready(&name.parse()?)?)?;
+            let sandbox = ready(runtime, &name.parse()?).await?.client()?;
             copy_in(&sandbox, source, &path, progress).await
         }
         _ => bail!("one side must be in a sandbox: SANDBOX:PATH"),

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use wharf_client::{ClientError, ErrorKind};
 use wharf_protocol::ProblemKind;
-use wharf_runtime::local::LocalError;
+use wharf_runtime::{
+    RuntimeError,
+    kubernetes::{ApiErrorKind, ClusterError, FailureKind, KubernetesError, Refusal, settings::SettingsError},
+    local::LocalError,
+};
 
 /// wharf itself failed.
 pub(crate) const FAILED: u8 = 125;
@@ -14,6 +18,9 @@ pub(crate) const TIMED_OUT: u8 = 124;
 pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
 pub(crate) const USAGE: u8 = 2;
+
+/// Ctrl-C while a sandbox was being made, as a shell reports it.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Nobody reads our output any more: as a shell reports a program that SIGPIPE ended.
 pub(crate) const BROKEN_PIPE: u8 = 141;
@@ -40,30 +47,94 @@ fn code(error: &anyhow::Error) -> u8 {
         let about_the_program = client.problem().is_some_and(|problem| problem.field.as_deref() == Some("argv"));
         return if about_the_program { NOT_FOUND } else { FAILED };
     }
-    match error.downcast_ref::<LocalError>() {
-        Some(LocalError::Spec { .. }) => USAGE,
+    if error.is::<SettingsError>() {
+        return USAGE;
+    }
+    match error.downcast_ref::<RuntimeError>() {
+        Some(RuntimeError::Local(LocalError::Spec { .. }) | RuntimeError::Name(_) | RuntimeError::Image(_)) => USAGE,
+        Some(RuntimeError::Kubernetes(error)) if matches!(**error, KubernetesError::Spec { .. }) => USAGE,
         _ => FAILED,
     }
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    if let Some(local) = error.downcast_ref::<LocalError>() {
-        return match local {
-            LocalError::Exists(name) => Some(format!("use another name, or remove it with `wharf rm {name}`")),
-            LocalError::NotFound(_) => Some("`wharf ls` lists the sandboxes that there are".to_owned()),
-            LocalError::NotRunning { name, .. } => Some(format!("`wharf start {name}` starts it again")),
-            LocalError::Wall { .. } => {
-                Some("`--isolation best-effort` goes on without this wall and says what is missing".to_owned())
-            }
-            LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
-            LocalError::Busy(_) | LocalError::Spec { .. } | LocalError::Launcher { .. } | LocalError::Bind { .. } => {
-                None
-            }
-        };
+    match error.downcast_ref::<RuntimeError>() {
+        Some(RuntimeError::Local(local)) => return local_hint(local),
+        Some(RuntimeError::Kubernetes(kubernetes)) => return kubernetes_hint(kubernetes),
+        Some(RuntimeError::Image(_)) => return Some("add `--runtime kubernetes`, or leave `--image` out".to_owned()),
+        Some(RuntimeError::Name(_) | RuntimeError::NoRoute(_)) => return None,
+        None => {}
+    }
+    if let Some(cluster) = error.downcast_ref::<ClusterError>() {
+        return cluster_hint(cluster);
     }
     match error.downcast_ref::<ClientError>()?.kind() {
         ErrorKind::Unreachable => Some("`wharf ls` tells whether the sandbox still runs".to_owned()),
         ErrorKind::Refused(ProblemKind::Conflict) => Some("somebody else may be using it".to_owned()),
         _ => None,
     }
+}
+
+fn local_hint(error: &LocalError) -> Option<String> {
+    match error {
+        LocalError::Exists(name) => Some(format!("use another name, or remove it with `wharf rm {name}`")),
+        LocalError::NotFound(_) => Some("`wharf ls` lists the sandboxes that there are".to_owned()),
+        LocalError::NotRunning { name, .. } => Some(format!("`wharf resume {name}` starts it again")),
+        LocalError::Wall { .. } => {
+            Some("`--isolation best-effort` goes on without this wall and says what is missing".to_owned())
+        }
+        LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
+        LocalError::Busy(_) | LocalError::Spec { .. } | LocalError::Launcher { .. } | LocalError::Bind { .. } => None,
+    }
+}
+
+fn cluster_hint(error: &ClusterError) -> Option<String> {
+    match error {
+        ClusterError::Nowhere => Some("set KUBECONFIG, or give `--kubeconfig FILE`".to_owned()),
+        ClusterError::Context { .. } => Some("`kubectl config get-contexts` lists them".to_owned()),
+        ClusterError::Kubeconfig(_) | ClusterError::InCluster(_) | ClusterError::Client { .. } => None,
+    }
+}
+
+fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
+    let hint = match error {
+        KubernetesError::Exists(id) => format!("use another name, or remove it with `wharf rm '{id}'`"),
+        KubernetesError::NotFound(_) | KubernetesError::Refused(Refusal::NotFound) => {
+            "`wharf ls` lists the sandboxes of this namespace and installation; --namespace and --context name others"
+                .to_owned()
+        }
+        KubernetesError::NotRunning { id, .. } => format!("`wharf resume '{id}'` gives it a new pod and its files"),
+        KubernetesError::Refused(Refusal::Foreign { .. }) => {
+            "it is left alone; use another name, namespace or `installation`".to_owned()
+        }
+        KubernetesError::Refused(Refusal::Anchor(_)) => "`wharf rm` removes it with all that belongs to it".to_owned(),
+        KubernetesError::Failed { failure, .. } => match failure.kind {
+            FailureKind::PullFailed => {
+                "check the image's name, `image_pull_secret`, and `sandboxd_image` in [wharf]".to_owned()
+            }
+            FailureKind::StartFailed => {
+                "where image volumes do not work, set sandboxd_carrier = \"init-container\" in [wharf]".to_owned()
+            }
+            FailureKind::OutOfMemory => "`--memory` gives it more".to_owned(),
+            FailureKind::CrashLoop | FailureKind::Evicted | FailureKind::Ended => return None,
+        },
+        KubernetesError::TimedOut { .. } => "`--start-timeout` waits longer".to_owned(),
+        KubernetesError::Api(error) => match error.kind {
+            ApiErrorKind::Forbidden => {
+                "`wharf install` prints the Role that is needed, for `kubectl apply -f -`".to_owned()
+            }
+            ApiErrorKind::Unauthorized => "the kubeconfig's credentials are not accepted (any more)".to_owned(),
+            ApiErrorKind::Quota => {
+                "`kubectl describe quota` tells what is used; `--memory`, `--cpus` ask for less".to_owned()
+            }
+            ApiErrorKind::NotFound if error.message.starts_with("namespaces ") => {
+                "`kubectl create namespace` makes it".to_owned()
+            }
+            kind if kind.is_unreachable() => "`kubectl cluster-info` tells whether the cluster answers".to_owned(),
+            _ => return None,
+        },
+        KubernetesError::Bind { .. } | KubernetesError::Address { .. } | KubernetesError::Spec { .. } => return None,
+        KubernetesError::Cluster(error) => return cluster_hint(error),
+    };
+    Some(hint)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::{io::AsyncRead, task::JoinHandle};
+use wharf_runtime::kubernetes::Waiting;
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(120);
@@ -12,6 +13,7 @@ const TICK: Duration = Duration::from_millis(120);
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
+    what: String,
     appearing: JoinHandle<()>,
 }
 
@@ -21,13 +23,18 @@ impl Progress {
         Self::new(what.into(), "{spinner} {msg} ({elapsed})")
     }
 
+    /// Says how far it is by now, and why it takes so long.
+    pub(crate) fn stage(&self, waiting: &Waiting) {
+        self.bar.set_message(format!("{}: {waiting}", self.what));
+    }
+
     /// Counts bytes; see [`Progress::read`].
     pub(crate) fn bytes(what: impl Into<String>) -> Self {
         Self::new(what.into(), "{spinner} {msg}: {bytes}, {bytes_per_sec}")
     }
 
     fn new(what: String, template: &str) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_message(what);
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_message(what.clone());
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -38,7 +45,7 @@ impl Progress {
             shown.set_draw_target(ProgressDrawTarget::stderr());
             shown.enable_steady_tick(TICK);
         });
-        Self { bar, appearing }
+        Self { bar, what, appearing }
     }
 
     /// Counts what is read through it.

@@ -1,42 +1,13 @@
 //! Sandboxes as tables and as JSON.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use wharf_protocol::{Frame, SandboxName, SandboxSpec};
-use wharf_runtime::local::{LocalRuntime, Record, Status};
+use wharf_protocol::{Frame, SandboxId};
+use wharf_runtime::{Runtime, Sandbox, Status};
 
-use crate::{cli::OutputForm, commands::client};
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Described<'a> {
-    name: &'a SandboxName,
-    #[serde(flatten)]
-    status: Status,
-    created_at: f64,
-    pid: Option<i32>,
-    socket: &'a Path,
-    workspace: Option<&'a Path>,
-    walls: &'a [wharf_runtime::local::Wall],
-    bounds: wharf_runtime::local::Bounds,
-    spec: &'a SandboxSpec,
-}
-
-/// What is printed of a sandbox as JSON.
-pub(crate) fn described(record: &Record) -> Described<'_> {
-    Described {
-        name: &record.name,
-        status: record.status(),
-        created_at: record.created_at,
-        pid: record.pid(),
-        socket: &record.socket,
-        workspace: record.workspace.as_deref(),
-        walls: &record.walls,
-        bounds: record.bounds,
-        spec: &record.spec,
-    }
-}
+use crate::cli::OutputForm;
 
 /// Prints one line of result. Unlike `println!` it fails where nobody reads any more, and does not panic.
 pub(crate) fn line(text: impl std::fmt::Display) -> std::io::Result<()> {
@@ -52,7 +23,7 @@ pub(crate) fn frame(frame: &Frame) -> std::io::Result<()> {
 }
 
 /// Prints names: one a line, or as a JSON array.
-pub(crate) fn names(names: &[SandboxName], form: OutputForm) -> anyhow::Result<()> {
+pub(crate) fn names(names: &[SandboxId], form: OutputForm) -> anyhow::Result<()> {
     if form == OutputForm::Json {
         return json(&names);
     }
@@ -65,24 +36,35 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(line(serde_json::to_string_pretty(value)?)?)
 }
 
-/// `wharf ls`.
-pub(crate) fn list(runtime: &LocalRuntime, form: OutputForm) -> anyhow::Result<()> {
-    let records = runtime.list();
+/// Prints Kubernetes objects: YAML documents, or a JSON array.
+pub(crate) fn manifests(objects: &[serde_json::Value], form: OutputForm) -> anyhow::Result<()> {
     if form == OutputForm::Json {
-        return json(&records.iter().map(described).collect::<Vec<_>>());
+        return json(&objects);
+    }
+    for object in objects {
+        line(format!("---\n{}", serde_saphyr::to_string(object)?.trim_end()))?;
+    }
+    Ok(())
+}
+
+/// `wharf ls`.
+pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<()> {
+    let sandboxes = runtime.list().await?;
+    if form == OutputForm::Json {
+        return json(&sandboxes.iter().map(Sandbox::described).collect::<Vec<_>>());
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["NAME", "STATUS", "AGE", "WORKSPACE"]);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
-    for record in &records {
-        let status = match record.status() {
+    for sandbox in &sandboxes {
+        let status = match &sandbox.status {
             Status::Ready => "ready".to_owned(),
-            Status::Stopped { reason } if reason.starts_with("stopped ") => reason,
+            Status::Suspended => "suspended".to_owned(),
+            Status::Deleting => "deleting".to_owned(),
+            Status::Starting { waiting } => format!("starting, {waiting}"),
             Status::Stopped { reason } => format!("stopped: {reason}"),
         };
-        let mounted = || record.spec.mounts.first().map(|mount| mount.source.clone()).unwrap_or_default();
-        let workspace = record.workspace.as_ref().map_or_else(mounted, |path| path.display().to_string());
-        table.add_row([record.name.to_string(), status, age(now - record.created_at), workspace]);
+        table.add_row([sandbox.id.to_string(), status, age(now - sandbox.created_at), sandbox.workspace()]);
     }
     Ok(line(table.trim_fmt())?)
 }
@@ -97,11 +79,11 @@ fn age(seconds: f64) -> String {
 }
 
 /// `wharf inspect`.
-pub(crate) async fn inspect(runtime: &LocalRuntime, name: &SandboxName) -> anyhow::Result<()> {
-    let record = runtime.get(name)?;
-    let mut all = serde_json::to_value(described(&record))?;
-    if record.status() == Status::Ready {
-        let sandbox = client(&record)?;
+pub(crate) async fn inspect(runtime: &Runtime, id: &SandboxId) -> anyhow::Result<()> {
+    let found = runtime.get(id).await?;
+    let mut all = found.described();
+    if found.status == Status::Ready {
+        let sandbox = found.client()?;
         all["info"] = serde_json::to_value(sandbox.info().await?)?;
         all["sessions"] = serde_json::to_value(sandbox.sessions().await?)?;
         all["execs"] = serde_json::to_value(sandbox.execs().await?)?;

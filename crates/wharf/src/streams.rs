@@ -2,18 +2,18 @@
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
 };
-use wharf_client::{Input, Output, Sandbox};
-use wharf_protocol::{ByteOffset, ExecRequest, ExecState, Frame, HealthStatus, SessionRequest, Stream};
-use wharf_runtime::local::{LocalError, LocalRuntime, Record, Status};
+use wharf_client::{Input, Output, Sandbox as Client};
+use wharf_protocol::{ByteOffset, ExecRequest, ExecState, Frame, HealthStatus, SandboxId, SessionRequest, Stream};
+use wharf_runtime::{Runtime, Status};
 
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
-    commands::client,
+    commands::ready,
     error::{BROKEN_PIPE, TIMED_OUT},
     show,
     terminal::{self, RawTerminal},
@@ -28,7 +28,8 @@ const DETACH: [u8; 2] = [0x10, 0x11];
 
 /// Runs a command in the foreground: its streams are ours, and its exit code.
 pub(crate) async fn execute(
-    record: &Record,
+    runtime: &Runtime,
+    found: &wharf_runtime::Sandbox,
     mut request: ExecRequest,
     flags: TerminalFlags,
     form: OutputForm,
@@ -38,14 +39,14 @@ pub(crate) async fn execute(
     }
     request.stdin = flags.interactive;
     request.terminal = flags.tty.then(terminal::size);
-    let sandbox = client(record)?;
+    let sandbox = found.client()?;
     let exec = sandbox.exec(&request).await?;
     let output = exec.attach(0);
     let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
     let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
     let ended = converse(output, manner).await;
     drop(raw);
-    let mut code = concluded(&sandbox, record, ended).await;
+    let mut code = concluded(runtime, &sandbox, &found.id, ended).await;
     if let (Ok(code), Some(limit)) = (&mut code, request.timeout_ms)
         && exec.info().await.is_ok_and(|info| info.state == ExecState::TimedOut)
     {
@@ -67,14 +68,23 @@ enum Ended {
 }
 
 /// The exit code of a conversation. If a signal or an error ended it because the whole sandbox has ended, says why.
-async fn concluded(sandbox: &Sandbox, record: &Record, ended: anyhow::Result<Ended>) -> anyhow::Result<ExitCode> {
+async fn concluded(
+    runtime: &Runtime,
+    sandbox: &Client,
+    id: &SandboxId,
+    ended: anyhow::Result<Ended>,
+) -> anyhow::Result<ExitCode> {
     let regular = matches!(ended, Ok(Ended::Detached | Ended::Exited(..=128)));
     if !regular && !sandbox.health().await.is_ok_and(|health| health.status == HealthStatus::Ready) {
         for _ in 0..ENDING_CHECKS {
-            if let Status::Stopped { reason } = record.status() {
-                return Err(LocalError::NotRunning { name: record.name.clone(), reason }.into());
+            // Whoever finds it without a way in is told the reason.
+            match runtime.get(id).await.map(|found| found.status) {
+                Ok(Status::Ready | Status::Starting { .. }) => tokio::time::sleep(ENDING_INTERVAL).await,
+                Ok(Status::Stopped { .. } | Status::Suspended | Status::Deleting) => {
+                    runtime.get_ready(id, &|_| {}).await?;
+                }
+                Err(error) => return Err(error.into()),
             }
-            tokio::time::sleep(ENDING_INTERVAL).await;
         }
     }
     ended.map(|ended| match ended {
@@ -224,15 +234,14 @@ async fn forward_signals(sender: Input, tty: bool) -> anyhow::Result<()> {
 }
 
 /// `wharf shell`.
-pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::Result<ExitCode> {
+pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result<ExitCode> {
     if !terminal::is_interactive() {
         bail!(
             "a shell needs a terminal: standard input is none (`wharf exec {} -- CMD` runs a command)",
             arguments.name
         );
     }
-    let record = runtime.get_ready(&arguments.name)?;
-    let sandbox = client(&record)?;
+    let sandbox = ready(runtime, &arguments.name).await?.client()?;
     let size = terminal::size();
     let request = SessionRequest { id: Some(arguments.session.clone()), terminal: size, ..SessionRequest::default() };
     let session = sandbox.session(&request).await?;
@@ -246,29 +255,34 @@ pub(crate) async fn shell(runtime: &LocalRuntime, arguments: Shell) -> anyhow::R
     terminal::leave_program(alternate);
     match ended {
         Ok(Ended::Detached) => {
-            anstream::eprintln!("\nthe shell goes on: `wharf shell {}` comes back to it", record.name)
+            anstream::eprintln!("\nthe shell goes on: `wharf shell {}` comes back to it", arguments.name)
         }
         _ => anstream::eprintln!(),
     }
-    concluded(&sandbox, &record, ended).await
+    concluded(runtime, &sandbox, &arguments.name, ended).await
 }
 
 /// `wharf attach`.
-pub(crate) async fn attach(runtime: &LocalRuntime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let record = runtime.get_ready(&arguments.name)?;
-    let sandbox = client(&record)?;
+pub(crate) async fn attach(runtime: &Runtime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let sandbox = ready(runtime, &arguments.name).await?.client()?;
     let (output, _) = find_output(&sandbox, &arguments.id, arguments.offset).await?;
-    watch(&sandbox, &record, output, form).await
+    watch(runtime, &sandbox, &arguments.name, output, form).await
 }
 
 /// Shows output until its end, and passes nothing on.
-async fn watch(sandbox: &Sandbox, record: &Record, output: Output, form: OutputForm) -> anyhow::Result<ExitCode> {
+async fn watch(
+    runtime: &Runtime,
+    sandbox: &Client,
+    id: &SandboxId,
+    output: Output,
+    form: OutputForm,
+) -> anyhow::Result<ExitCode> {
     let ended = converse(output, Manner::watching(form)).await;
-    concluded(sandbox, record, ended).await
+    concluded(runtime, sandbox, id, ended).await
 }
 
 /// The output of an exec or a session, whichever has this id, and where it ends so far.
-async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result<(Output, ByteOffset)> {
+async fn find_output(sandbox: &Client, id: &str, offset: u64) -> anyhow::Result<(Output, ByteOffset)> {
     if let Some(exec) = sandbox.execs().await?.into_iter().find(|exec| exec.id.as_str() == id) {
         return Ok((sandbox.find_exec(exec.id).attach(offset), exec.output_end));
     }
@@ -279,18 +293,16 @@ async fn find_output(sandbox: &Sandbox, id: &str, offset: u64) -> anyhow::Result
 }
 
 /// `wharf logs`.
-pub(crate) async fn logs(runtime: &LocalRuntime, arguments: Logs, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let record = runtime.get(&arguments.name)?;
+pub(crate) async fn logs(runtime: &Runtime, arguments: Logs, form: OutputForm) -> anyhow::Result<ExitCode> {
     let Some(id) = arguments.id else {
-        let log = tokio::fs::read(record.log()).await.context("could not read sandboxd's log")?;
+        let log = runtime.log(&arguments.name).await?;
         std::io::stdout().write_all(&log)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let record = runtime.get_ready(&arguments.name)?;
-    let sandbox = client(&record)?;
+    let sandbox = ready(runtime, &arguments.name).await?.client()?;
     let (mut output, end) = find_output(&sandbox, &id, 0).await?;
     if arguments.follow {
-        return watch(&sandbox, &record, output, form).await;
+        return watch(runtime, &sandbox, &arguments.name, output, form).await;
     }
     let mut at = 0;
     while at < end.0 {

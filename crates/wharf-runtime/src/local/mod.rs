@@ -28,15 +28,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
     process::{Pid, PidfdFlags, Signal},
 };
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{BindRequest, Isolation, Limits, Problem, SandboxName, SandboxSpec, Secret};
+use wharf_client::Route;
+use wharf_protocol::{BindRequest, Isolation, Limits, SandboxName, SandboxSpec, Secret};
+
+use crate::{Lifetime, Status, random_hex};
 
 use self::plan::{Launched, Plan};
 pub use self::{
@@ -88,17 +89,6 @@ pub enum LocalError {
     Bind { name: SandboxName, reason: String },
 }
 
-/// How a sandbox is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "status", rename_all = "snake_case")]
-pub enum Status {
-    Ready,
-    /// Its processes have ended; its workspace is kept.
-    Stopped {
-        reason: String,
-    },
-}
-
 /// One sandbox as its files describe it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -123,15 +113,6 @@ pub struct Record {
     directory: PathBuf,
 }
 
-/// How long a sandbox stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Until it is removed.
-    Kept,
-    /// Until it is removed or this process has ended: then it is garbage.
-    OfThisProcess,
-}
-
 /// One process of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Running {
@@ -143,7 +124,7 @@ struct Running {
 impl Record {
     pub fn status(&self) -> Status {
         match (&self.stopped, self.init) {
-            (Some(reason), _) => Status::Stopped { reason: reason.clone() },
+            (Some(_), _) => Status::Suspended,
             (None, Some(init)) if is_running(init) => Status::Ready,
             (None, _) => {
                 Status::Stopped { reason: self.last_error().unwrap_or_else(|| "its processes have ended".to_owned()) }
@@ -340,6 +321,7 @@ impl LocalRuntime {
         let request = BindRequest {
             keys: vec![key],
             environment: record.spec.environment.clone(),
+            inherit_environment: false,
             user: None,
             working_dir: working_dir.display().to_string(),
             limits: Limits {
@@ -348,10 +330,10 @@ impl LocalRuntime {
             },
             deadline_seconds: record.spec.deadline_seconds,
         };
-        let bound = tokio::time::timeout(BIND_PATIENCE, bind(&record.socket, &bind_secret, &request)).await;
-        let failed = match bound {
+        let blank = wharf_client::Sandbox::new(Route::Unix(record.socket.clone()), bind_secret);
+        let failed = match tokio::time::timeout(BIND_PATIENCE, blank.bind(&request)).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(reason)) => reason,
+            Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", BIND_PATIENCE.as_secs()),
         };
         self.end(record);
@@ -385,6 +367,9 @@ impl LocalRuntime {
         match record.status() {
             Status::Ready => Ok(record),
             Status::Stopped { reason } => Err(LocalError::NotRunning { name: name.clone(), reason }),
+            Status::Suspended | Status::Starting { .. } | Status::Deleting => {
+                Err(LocalError::NotRunning { name: name.clone(), reason: "it is suspended".to_owned() })
+            }
         }
     }
 
@@ -400,12 +385,12 @@ impl LocalRuntime {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
-    /// Ends the processes of a sandbox and keeps its workspace. A stopped one stays stopped.
+    /// Ends the processes of a sandbox and keeps its workspace. A suspended one stays so.
     ///
     /// # Errors
     ///
     /// [`LocalError::NotFound`], [`LocalError::Busy`].
-    pub fn stop(&self, name: &SandboxName) -> Result<(), LocalError> {
+    pub fn suspend(&self, name: &SandboxName) -> Result<(), LocalError> {
         let _lock = self.lock(name)?;
         let mut record = self.get(name)?;
         self.end(&record);
@@ -413,12 +398,12 @@ impl LocalRuntime {
         self.write(&record)
     }
 
-    /// Starts a stopped sandbox again, with its workspace, a new boot id and the same key.
+    /// Starts a suspended or ended sandbox again, with its workspace, a new boot id and the same key.
     ///
     /// # Errors
     ///
     /// As [`LocalRuntime::create`]; a sandbox that runs is left alone.
-    pub async fn start(&self, name: &SandboxName) -> Result<Record, LocalError> {
+    pub async fn resume(&self, name: &SandboxName) -> Result<Record, LocalError> {
         let _lock = self.lock(name)?;
         let mut record = self.get(name)?;
         if record.status() == Status::Ready {
@@ -629,35 +614,6 @@ fn run_launcher(launcher: &Path, plan: &Plan) -> Result<Launched, LocalError> {
     serde_json::from_str(&answer).map_err(|_| failed(io::Error::other("it ended without an answer")))
 }
 
-/// Gives a blank sandboxd its identity over its socket.
-async fn bind(socket: &Path, secret: &Secret, request: &BindRequest) -> Result<(), String> {
-    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let talk = async {
-        let body = serde_json::to_vec(request).map_err(|error| error.to_string())?;
-        let request = http::Request::post("/v1/bind")
-            .header(http::header::HOST, "sandbox")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .header(http::header::AUTHORIZATION, format!("Bearer {}", secret.reveal()))
-            .body(Full::new(hyper::body::Bytes::from(body)))
-            .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        if response.status() == http::StatusCode::NO_CONTENT {
-            return Ok(());
-        }
-        let body = http_body_util::Limited::new(response.into_body(), 64 << 10).collect().await;
-        let bytes = body.map_err(|error| error.to_string())?.to_bytes();
-        Err(serde_json::from_slice::<Problem>(&bytes)
-            .map_or_else(|_| "its answer is no answer".to_owned(), |problem| problem.to_string()))
-    };
-    tokio::select! {
-        bound = talk => bound,
-        // The connection ends before the answer only if sandboxd does.
-        ended = connection => Err(ended.err().map_or_else(|| "sandboxd closed the connection".to_owned(), |error| error.to_string())),
-    }
-}
-
 /// When a process was started, in clock ticks after boot; `None` if it is gone or a zombie.
 fn started_at(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -696,12 +652,6 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())
-}
-
-fn random_hex(bytes: usize) -> String {
-    let mut raw = vec![0; bytes];
-    getrandom::fill(&mut raw).expect("the kernel gives random bytes on every Linux since 3.17");
-    raw.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Sixteen hexadecimal digits that stand for a longer text (FNV-1a).

@@ -23,6 +23,13 @@ pub struct User {
     pub shell: PathBuf,
 }
 
+impl User {
+    /// Whether the image knows nothing of it but its number.
+    pub fn is_nameless(&self) -> bool {
+        *self == User { gid: self.gid, ..nameless(self.uid) }
+    }
+}
+
 /// Why a user could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {

@@ -1,6 +1,6 @@
 //! `POST /v1/bind`: a blank sandbox gets its identity, once.
 
-use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsString, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     routing::post,
 };
-use wharf_protocol::{BindRequest, Limits, Problem, ProblemKind};
+use wharf_protocol::{BindRequest, Environment, Limits, Problem, ProblemKind};
 
 use super::auth::bearer;
 use crate::{
@@ -75,7 +75,22 @@ fn identity_of(request: BindRequest) -> Result<Identity, ApiError> {
     };
     ensure_directory(&working_dir, &user)
         .map_err(|error| ApiError::invalid("working_dir", &request.working_dir, error.to_string()))?;
-    Ok(Identity { keys: request.keys, environment: request.environment, user, working_dir, limits: request.limits })
+    let mut environment = if request.inherit_environment { inherited() } else { Environment::new() };
+    if user.is_nameless() {
+        // Nobody has made a home for it.
+        environment.entry("HOME".to_owned()).or_insert_with(|| request.working_dir.clone());
+    }
+    environment.extend(request.environment);
+    Ok(Identity { keys: request.keys, environment, user, working_dir, limits: request.limits })
+}
+
+/// The variables that we were started with. What a container engine makes of a user without a home is none.
+fn inherited() -> Environment {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os()
+        .filter_map(text)
+        .filter(|(name, value)| (name.as_str(), value.as_str()) != ("HOME", "/"))
+        .collect()
 }
 
 fn check_limits(limits: &Limits) -> Result<(), ApiError> {

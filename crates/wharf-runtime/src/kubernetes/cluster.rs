@@ -1,0 +1,394 @@
+//! One API server and one namespace of it: how it is found, and how a call to it is made.
+//!
+//! Every call has a time limit. What may go well later is tried again, with growing pauses, until the operation's deadline:
+//! conflicts, "too many requests", errors of the server, lost connections.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use kube::{
+    Api, Client, Config,
+    client::ClientBuilder,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::DynamicObject,
+};
+use tokio::{sync::OnceCell, time::Instant};
+
+use super::{
+    manifest::Carried,
+    part::Part,
+    settings::{Carrier, Settings},
+};
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long one call may take; watches go on as long as they like.
+const CALL_PATIENCE: Duration = Duration::from_secs(15);
+/// How long an API server that has never answered is tried.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Image volumes are part of Kubernetes since this minor version, which asks for a container runtime that has them.
+const IMAGE_VOLUMES_SINCE: u32 = 36;
+
+/// How an API server is found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// `None`: `KUBECONFIG`, or `~/.kube/config`; inside a cluster without either, the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    pub context: Option<String>,
+}
+
+/// Why no cluster could be addressed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("could not read the kubeconfig")]
+    Kubeconfig(#[source] Box<kube::config::KubeconfigError>),
+    #[error("there is no context `{wanted}` in the kubeconfig; it has {known}")]
+    Context { wanted: String, known: String },
+    #[error("no cluster is configured: there is no kubeconfig, and this is not a pod")]
+    Nowhere,
+    #[error("could not use the pod's service account")]
+    InCluster(#[source] Box<kube::config::InClusterError>),
+    #[error("could not make a client for `{server}`")]
+    Client { server: String, source: Box<kube::Error> },
+}
+
+/// One namespace of one cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    namespace: String,
+    server: String,
+    inside: bool,
+    /// Whether the API server has ever answered us.
+    answered: Arc<AtomicBool>,
+    minor: Arc<OnceCell<u32>>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("server", &self.server).field("namespace", &self.namespace).finish()
+    }
+}
+
+impl Cluster {
+    /// Finds a cluster without asking it anything; `namespace` or else the context's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`].
+    pub async fn find(access: &Access, namespace: Option<&str>) -> Result<Self, ClusterError> {
+        let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
+        let read = match &access.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let kubeconfig = match read {
+            Ok(kubeconfig) => kubeconfig,
+            // Nothing was asked for that only a kubeconfig has.
+            Err(_) if access == &Access::default() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+                let config = Config::incluster().map_err(|error| ClusterError::InCluster(Box::new(error)))?;
+                return Self::of_config(config, namespace, true);
+            }
+            Err(_) if access.kubeconfig.is_none() && std::env::var_os("KUBECONFIG").is_none() => {
+                return Err(ClusterError::Nowhere);
+            }
+            Err(error) => return Err(ClusterError::Kubeconfig(Box::new(error))),
+        };
+        if let Some(wanted) = &access.context
+            && !kubeconfig.contexts.iter().any(|context| context.name == *wanted)
+        {
+            let known: Vec<_> = kubeconfig.contexts.iter().map(|context| format!("`{}`", context.name)).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(ClusterError::Context { wanted: wanted.clone(), known });
+        }
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        Self::of_config(config.map_err(|error| ClusterError::Kubeconfig(Box::new(error)))?, namespace, false)
+    }
+
+    /// The cluster of a configuration; `inside` says that pods are reached by their addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Client`].
+    pub fn of_config(mut config: Config, namespace: Option<&str>, inside: bool) -> Result<Self, ClusterError> {
+        config.connect_timeout = Some(CONNECT_PATIENCE);
+        config.write_timeout = Some(WRITE_PATIENCE);
+        // Calls have limits of their own, and are tried again by us, who know which are safe to repeat.
+        config.read_timeout = None;
+        config.default_retry = false;
+        let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
+        let server = config.cluster_url.to_string();
+        let client = ClientBuilder::try_from(config)
+            .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?
+            .build();
+        Ok(Self { client, namespace, server, inside, answered: Arc::default(), minor: Arc::default() })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Whether we run in a pod of the cluster.
+    pub fn is_inside(&self) -> bool {
+        self.inside
+    }
+
+    pub(super) fn api(&self, part: Part) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &part.resource())
+    }
+
+    pub(super) fn typed<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Makes a call that is safe to repeat, again and again until it goes well, is refused, or `deadline` has passed.
+    pub(super) async fn call<T, F>(
+        &self,
+        what: &str,
+        deadline: Instant,
+        report: &(dyn Fn(&str) + Sync),
+        attempt: impl Fn() -> F,
+    ) -> Result<T, ApiError>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        let started = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
+                Ok(Ok(answer)) => {
+                    self.answered.store(true, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => ApiError::of(what, &self.server, &error),
+                Err(_) => ApiError {
+                    what: what.to_owned(),
+                    kind: ApiErrorKind::TimedOut,
+                    message: format!("no answer of `{}` within {} s", self.server, CALL_PATIENCE.as_secs()),
+                    retry_after: None,
+                },
+            };
+            let never_answered = error.kind.is_unreachable() && !self.answered.load(Ordering::Relaxed);
+            let given_up = never_answered && started.elapsed() >= FIRST_PATIENCE;
+            let next =
+                error.retry_after.map_or(pause, |asked| asked.max(pause)).mul_f64(0.75 + 0.5 * random_fraction());
+            if !error.is_retryable() || given_up || Instant::now() + next >= deadline {
+                return Err(error);
+            }
+            report(&error.message);
+            tokio::time::sleep(next).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// How sandboxd gets into pods of this cluster.
+    pub(super) async fn carried(&self, settings: &Settings, deadline: Instant) -> Result<Carried, ApiError> {
+        match settings.carrier {
+            Carrier::InitContainer => Ok(Carried::ByInitContainer),
+            Carrier::ImageVolume => Ok(Carried::ByImageVolume),
+            Carrier::Auto => {
+                let asked = || async {
+                    self.call("ask for the version of Kubernetes", deadline, &|_| {}, || {
+                        self.client.apiserver_version()
+                    })
+                    .await
+                    // Some providers write `36+`.
+                    .map(|info| info.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0))
+                };
+                let minor = *self.minor.get_or_try_init(asked).await?;
+                Ok(if minor >= IMAGE_VOLUMES_SINCE { Carried::ByImageVolume } else { Carried::ByInitContainer })
+            }
+        }
+    }
+}
+
+fn random_fraction() -> f64 {
+    getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
+}
+
+/// What an API server's refusal means, for callers who act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiErrorKind {
+    NotFound,
+    AlreadyExists,
+    Conflict,
+    /// The object that was meant is gone; another has its name.
+    Replaced,
+    Unauthorized,
+    Forbidden,
+    /// A ResourceQuota is used up.
+    Quota,
+    /// Pod Security, a webhook or another admission plugin says no.
+    Admission,
+    /// The object is not one that the API server takes.
+    Invalid,
+    /// A watch has to begin anew.
+    Expired,
+    Busy,
+    Server,
+    Unreachable,
+    TimedOut,
+    Other,
+}
+
+impl ApiErrorKind {
+    pub fn is_unreachable(self) -> bool {
+        matches!(self, Self::Unreachable | Self::TimedOut)
+    }
+}
+
+/// A call to the API server that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("could not {what}: {message}")]
+pub struct ApiError {
+    pub what: String,
+    pub kind: ApiErrorKind,
+    /// The API server's own words, or what the connection did.
+    pub message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    fn of(what: &str, server: &str, error: &kube::Error) -> Self {
+        let (kind, message, retry_after) = match error {
+            kube::Error::Api(status) => {
+                let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                let message = if status.message.is_empty() {
+                    format!("the API server answered {} {}", status.code, status.reason)
+                } else {
+                    status.message.clone()
+                };
+                (kind_of(status.code, &status.reason, &status.message), message, retry_after)
+            }
+            other => {
+                let mut causes: Vec<String> = Vec::new();
+                let mut cause: Option<&dyn std::error::Error> = Some(other);
+                while let Some(error) = cause {
+                    let text = error.to_string();
+                    // Each layer repeats the text of the one below.
+                    if let Some(last) = causes.last_mut().filter(|last| last.ends_with(&text)) {
+                        *last = text;
+                    } else {
+                        causes.push(text);
+                    }
+                    cause = error.source();
+                }
+                let message = causes.pop().unwrap_or_default();
+                let kind = match other {
+                    kube::Error::Auth(_) => ApiErrorKind::Unauthorized,
+                    _ => ApiErrorKind::Unreachable,
+                };
+                (kind, format!("`{server}`: {message}"), None)
+            }
+        };
+        Self {
+            what: what.to_owned(),
+            kind,
+            message: message.split_whitespace().collect::<Vec<_>>().join(" "),
+            retry_after,
+        }
+    }
+
+    /// An object of ours that is none.
+    pub(super) fn malformed(error: &serde_json::Error) -> Self {
+        Self {
+            what: "make an object".to_owned(),
+            kind: ApiErrorKind::Invalid,
+            message: error.to_string(),
+            retry_after: None,
+        }
+    }
+
+    /// Whether the same call may go well later.
+    pub fn is_retryable(&self) -> bool {
+        match self.kind {
+            ApiErrorKind::Conflict
+            | ApiErrorKind::Busy
+            | ApiErrorKind::Server
+            | ApiErrorKind::Unreachable
+            | ApiErrorKind::TimedOut => true,
+            // The ServiceAccount of a namespace that was just made comes a moment later.
+            ApiErrorKind::Forbidden => self.message.contains("error looking up service account"),
+            ApiErrorKind::NotFound
+            | ApiErrorKind::AlreadyExists
+            | ApiErrorKind::Replaced
+            | ApiErrorKind::Unauthorized
+            | ApiErrorKind::Quota
+            | ApiErrorKind::Admission
+            | ApiErrorKind::Invalid
+            | ApiErrorKind::Expired
+            | ApiErrorKind::Other => false,
+        }
+    }
+}
+
+fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
+    match (code, reason) {
+        (404, _) => ApiErrorKind::NotFound,
+        (409, "AlreadyExists") => ApiErrorKind::AlreadyExists,
+        (409, _) if message.contains("UID in precondition") => ApiErrorKind::Replaced,
+        (409, _) => ApiErrorKind::Conflict,
+        (401, _) => ApiErrorKind::Unauthorized,
+        (403, _) if message.contains("exceeded quota") || message.contains("failed quota") => ApiErrorKind::Quota,
+        (403, _) if message.contains("violates PodSecurity") || message.contains("admission webhook") => {
+            ApiErrorKind::Admission
+        }
+        // RBAC says who may not; all other plugins say why not.
+        (403, _) if !message.contains(" cannot ") && !message.contains("service account") => ApiErrorKind::Admission,
+        (403, _) => ApiErrorKind::Forbidden,
+        (410, _) | (_, "Expired") => ApiErrorKind::Expired,
+        (429, _) => ApiErrorKind::Busy,
+        (400 | 422, _) => ApiErrorKind::Invalid,
+        (500.., _) => ApiErrorKind::Server,
+        _ => ApiErrorKind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_from_a_passing_fault() {
+        let rbac = "secrets is forbidden: User \"u\" cannot create resource \"secrets\" in API group \"\"";
+        for (code, reason, message, kind, retryable) in [
+            (409, "AlreadyExists", "", ApiErrorKind::AlreadyExists, false),
+            (409, "Conflict", "", ApiErrorKind::Conflict, true),
+            (409, "Conflict", "Precondition failed: UID in precondition: a", ApiErrorKind::Replaced, false),
+            (403, "Forbidden", rbac, ApiErrorKind::Forbidden, false),
+            (403, "Forbidden", "pods \"x\" is forbidden: exceeded quota: q", ApiErrorKind::Quota, false),
+            (403, "Forbidden", "violates PodSecurity \"restricted:latest\"", ApiErrorKind::Admission, false),
+            (403, "Forbidden", "unable to create new content in namespace x", ApiErrorKind::Admission, false),
+            (403, "Forbidden", "error looking up service account n/default", ApiErrorKind::Forbidden, true),
+            (429, "TooManyRequests", "", ApiErrorKind::Busy, true),
+            (503, "", "", ApiErrorKind::Server, true),
+            (410, "Expired", "", ApiErrorKind::Expired, false),
+        ] {
+            let status = kube::core::Status {
+                code,
+                reason: reason.into(),
+                message: message.into(),
+                ..kube::core::Status::default()
+            };
+            let error = ApiError::of("try", "", &kube::Error::Api(Box::new(status)));
+            assert_eq!((error.kind, error.is_retryable()), (kind, retryable), "{code} {reason} {message}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What a sandbox is in Kubernetes: settings in, objects out. Pure.
+//!
+//! `wharf` and `openhands` make the objects of their profile, `ownership` says whose an object is and whom it belongs to.
+
+mod openhands;
+mod ownership;
+mod policy;
+mod wharf;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use wharf_protocol::SandboxId;
+
+pub(super) use self::ownership::whose;
+pub use self::ownership::{FIELD_MANAGER, Owner, Ownership, labels};
+use super::{
+    names::Names,
+    part::Part,
+    settings::{Profile, PullPolicy, Settings},
+};
+
+/// sandboxd's port, and that of the original's server.
+pub const SERVER_PORT: u16 = 8080;
+pub const CODE_PORT: u16 = 8081;
+/// Where an agent starts web applications, as the original tells it.
+pub const APP_PORTS: [u16; 2] = [30082, 30083];
+/// Keys of the anchor's data.
+pub(super) const BIND_SECRET: &str = "bind-secret";
+pub(super) const KEY: &str = "key";
+
+/// The objects of one sandbox, but its anchor.
+pub type Objects = BTreeMap<Part, Value>;
+
+/// Where a sandbox's files are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Workspace {
+    /// A claim that outlives the pod.
+    #[default]
+    Claimed,
+    /// The pod's own: gone with it.
+    Ephemeral,
+}
+
+/// How sandboxd gets into the pod, decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carried {
+    #[default]
+    ByInitContainer,
+    ByImageVolume,
+}
+
+/// What is asked for of one sandbox beyond the settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    pub workspace: Workspace,
+    pub carried: Carried,
+    /// `openhands` profile: plugins in the order of the original's list, `vscode` too if it is wanted.
+    pub plugins: Vec<String>,
+    pub deadline_seconds: Option<u64>,
+}
+
+/// All objects of a sandbox as they are without an owner.
+pub fn objects(id: &SandboxId, settings: &Settings, request: &Request) -> Objects {
+    let names = Names::of(id, settings.profile);
+    match settings.profile {
+        Profile::Wharf => wharf::objects(&names, settings, request),
+        Profile::OpenHands => openhands::objects(&names, settings, request),
+    }
+}
+
+/// What users of both profiles can ask of a pod beyond what the original knows.
+fn add_pod_extras(spec: &mut Map<String, Value>, settings: &Settings) {
+    let mut set = |name: &str, value: Value| drop(spec.insert(name.to_owned(), value));
+    if !settings.image_pull_secrets.is_empty() {
+        let secrets: Vec<_> = settings.image_pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        set("imagePullSecrets", secrets.into());
+    }
+    if !settings.node_selector.is_empty() {
+        set("nodeSelector", json!(settings.node_selector));
+    }
+    if !settings.tolerations.is_empty() {
+        set("tolerations", json!(settings.tolerations));
+    }
+    if let Some(affinity) = &settings.affinity {
+        set("affinity", json!(affinity));
+    }
+    if let Some(class) = &settings.runtime_class {
+        set("runtimeClassName", json!(class));
+    }
+    if let Some(account) = &settings.service_account {
+        set("serviceAccountName", json!(account));
+    }
+}
+
+fn add_container_extras(container: &mut Map<String, Value>, settings: &Settings) {
+    if let Some(policy) = settings.image_pull_policy {
+        container.insert("imagePullPolicy".to_owned(), json!(pull_policy(policy)));
+    }
+}
+
+fn pull_policy(policy: PullPolicy) -> &'static str {
+    match policy {
+        PullPolicy::Always => "Always",
+        PullPolicy::IfNotPresent => "IfNotPresent",
+        PullPolicy::Never => "Never",
+    }
+}
+
+fn resources(settings: &Settings) -> Value {
+    let mut limits = Map::from_iter([("memory".to_owned(), json!(settings.memory_limit))]);
+    if let Some(cpu) = &settings.cpu_limit {
+        limits.insert("cpu".to_owned(), json!(cpu));
+    }
+    if let Some(storage) = &settings.ephemeral_storage_limit {
+        limits.insert("ephemeral-storage".to_owned(), json!(storage));
+    }
+    if let Some(gpu) = &settings.gpu {
+        limits.insert(gpu.resource.clone(), json!(gpu.count.to_string()));
+    }
+    json!({
+        "limits": limits,
+        "requests": { "cpu": settings.cpu_request, "memory": settings.memory_request },
+    })
+}
+
+/// Mounts and volumes of the settings, behind those of the profile.
+fn add_extra_volumes(mounts: &mut Vec<Value>, volumes: &mut Vec<Value>, settings: &Settings) {
+    for extra in &settings.extra_volumes {
+        let mut mount = json!({ "name": extra.volume.name, "mountPath": extra.mount_path });
+        if let Some(path) = &extra.sub_path {
+            mount["subPath"] = json!(path);
+        }
+        if extra.read_only {
+            mount["readOnly"] = json!(true);
+        }
+        mounts.push(mount);
+        let volume = json!(extra.volume);
+        // One volume may be mounted at several places.
+        if !volumes.contains(&volume) {
+            volumes.push(volume);
+        }
+    }
+}
+
+fn claim(settings: &Settings, name: &str) -> Value {
+    let mut spec = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": { "requests": { "storage": settings.storage_size } },
+    });
+    if let Some(class) = &settings.storage_class {
+        spec["storageClassName"] = json!(class);
+    }
+    json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": name }, "spec": spec })
+}
+
+fn metadata(name: &str, labels: Value, settings: &Settings) -> Value {
+    let mut metadata = json!({ "name": name, "labels": labels });
+    for (name, value) in &settings.labels {
+        metadata["labels"][name] = json!(value);
+    }
+    if !settings.annotations.is_empty() {
+        metadata["annotations"] = json!(settings.annotations);
+    }
+    metadata
+}
+
+/// An Ingress with one rule a host; each of its paths leads to a port of a Service.
+fn ingress(
+    name: &str,
+    settings: &Settings,
+    hosts: &[String],
+    routes: Vec<(String, Vec<(String, &str, u16)>)>,
+) -> Value {
+    let ingress = &settings.ingress;
+    let rules: Vec<_> = routes
+        .into_iter()
+        .map(|(host, paths)| {
+            let paths: Vec<_> = paths
+                .into_iter()
+                .map(|(path, service, port)| {
+                    let backend = json!({ "service": { "name": service, "port": { "number": port } } });
+                    json!({ "path": path, "pathType": "Prefix", "backend": backend })
+                })
+                .collect();
+            json!({ "host": host, "http": { "paths": paths } })
+        })
+        .collect();
+    let tls = match &ingress.tls_secret {
+        Some(secret) => json!([{ "hosts": hosts, "secretName": secret }]),
+        None => json!([]),
+    };
+    let mut annotations = Map::new();
+    annotations.insert("external-dns.alpha.kubernetes.io/hostname".to_owned(), json!(hosts.join(",")));
+    annotations.extend(ingress.annotations.iter().map(|(name, value)| (name.clone(), json!(value))));
+    let mut spec = json!({ "rules": rules, "tls": tls });
+    if let Some(class) = &ingress.class {
+        spec["ingressClassName"] = json!(class);
+    }
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": { "name": name, "annotations": annotations },
+        "spec": spec,
+    })
+}

@@ -1,0 +1,99 @@
+//! Whose an object is, and how it is made a sandbox's. Pure.
+
+use serde_json::{Value, json};
+
+/// Who writes our fields, for server-side apply.
+pub const FIELD_MANAGER: &str = "wharf";
+pub(super) const SANDBOX_LABEL: &str = labels::SANDBOX;
+
+/// Labels and annotations of ours.
+pub mod labels {
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+    /// Which of several programs in one namespace a sandbox belongs to.
+    pub const INSTALLATION: &str = "wharf.dev/installation";
+    /// Which sandbox an object is of.
+    pub const SANDBOX: &str = "wharf.dev/sandbox";
+    /// Annotation of an anchor: the sandbox's id as its maker wrote it.
+    pub const ID: &str = "wharf.dev/id";
+    pub const PROFILE: &str = "wharf.dev/profile";
+    /// Annotation of an anchor: `running` or `suspended`, what is wanted.
+    pub const DESIRED: &str = "wharf.dev/desired";
+    /// Annotation of an anchor: which call made it.
+    pub const CREATION: &str = "wharf.dev/creation";
+    /// Annotation of an anchor: when its sandbox was ready for the first time.
+    pub const READY_AT: &str = "wharf.dev/ready-at";
+    /// Annotation of an anchor: until when whoever needs it has said to be there.
+    pub const LEASED_UNTIL: &str = "wharf.dev/leased-until";
+}
+
+/// To whom an object is to belong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    pub installation: String,
+    pub token: String,
+    pub anchor: String,
+    pub anchor_uid: String,
+}
+
+impl Owner {
+    /// The labels of everything that belongs to the sandbox.
+    pub fn labels(installation: &str, token: &str) -> Value {
+        json!({
+            labels::MANAGED_BY: "wharf",
+            labels::INSTALLATION: installation,
+            labels::SANDBOX: token,
+        })
+    }
+
+    /// The object with our labels and its owner.
+    pub fn adopt(&self, object: &Value) -> Value {
+        let mut object = object.clone();
+        let metadata = &mut object["metadata"];
+        for (name, value) in Self::labels(&self.installation, &self.token).as_object().into_iter().flatten() {
+            metadata["labels"][name] = value.clone();
+        }
+        metadata["ownerReferences"] = json!([{
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "name": self.anchor,
+            "uid": self.anchor_uid,
+            // The anchor goes last, so that whoever finds no anchor finds nothing.
+            "blockOwnerDeletion": true,
+        }]);
+        object
+    }
+
+    /// Whose an object is that has the name of one of ours.
+    pub fn of(&self, metadata: &Value) -> Ownership {
+        whose(metadata, &self.installation, &self.token, Some(&self.anchor_uid))
+    }
+}
+
+/// Whose an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// This sandbox's, as it is now.
+    Ours,
+    /// This sandbox's of an earlier life: its anchor is gone, so it goes too.
+    Stale,
+    /// Nobody's that we know, such as what the original has made.
+    Unowned,
+    /// Another installation's or another sandbox's.
+    Foreign(String),
+}
+
+/// Whose an object is that has the name of one of a sandbox's.
+pub(crate) fn whose(metadata: &Value, installation: &str, token: &str, anchor_uid: Option<&str>) -> Ownership {
+    let label = |name: &str| metadata["labels"][name].as_str();
+    match label(labels::INSTALLATION) {
+        None => return Ownership::Unowned,
+        Some(other) if other != installation => return Ownership::Foreign(format!("installation `{other}`")),
+        Some(_) => {}
+    }
+    if label(labels::SANDBOX) != Some(token) {
+        return Ownership::Foreign(format!("sandbox `{}`", label(labels::SANDBOX).unwrap_or_default()));
+    }
+    let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ours = anchor_uid.is_some_and(|uid| owners.iter().any(|owner| owner["uid"].as_str() == Some(uid)));
+    if ours { Ownership::Ours } else { Ownership::Stale }
+}

@@ -1,0 +1,190 @@
+//! The objects of our own profile: any image, sandboxd carried in, and walls around it.
+
+use serde_json::{Value, json};
+
+use super::{
+    APP_PORTS, BIND_SECRET, Carried, Objects, Request, SERVER_PORT, Workspace, add_container_extras, add_extra_volumes,
+    add_pod_extras, claim, ingress, metadata, ownership::SANDBOX_LABEL, policy, pull_policy, resources,
+};
+use crate::kubernetes::{
+    names::Names,
+    part::Part,
+    settings::{IngressMode, Settings},
+};
+
+/// Where the pod has what is ours. Images have nothing there.
+const PROGRAM_DIRECTORY: &str = "/wharf/bin";
+const SECRET_DIRECTORY: &str = "/wharf/secret";
+/// sandboxd's own patience with what runs in it, and some more.
+const GRACE_SECONDS: u32 = 15;
+
+pub(super) fn objects(names: &Names, settings: &Settings, request: &Request) -> Objects {
+    let ports: Vec<u16> = [SERVER_PORT].into_iter().chain(APP_PORTS).collect();
+    let mut objects = Objects::from([
+        (Part::Policy, policy::policy(names, settings, selector(names), &ports)),
+        (Part::Pod, pod(names, settings, request)),
+        (Part::Service, service(names)),
+    ]);
+    if request.workspace == Workspace::Claimed {
+        objects.insert(Part::Workspace, claim(settings, &names.pvc));
+    }
+    if settings.ingress.enabled {
+        objects.insert(Part::Ingress, web_ingress(names, settings));
+    }
+    objects
+}
+
+fn selector(names: &Names) -> Value {
+    json!({ SANDBOX_LABEL: names.token })
+}
+
+fn service(names: &Names) -> Value {
+    let apps = APP_PORTS.map(|port| json!({ "name": format!("app-{port}"), "port": port, "targetPort": port }));
+    let ports: Vec<_> =
+        [json!({ "name": "http", "port": SERVER_PORT, "targetPort": "http" })].into_iter().chain(apps).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": names.service },
+        "spec": { "type": "ClusterIP", "selector": selector(names), "ports": ports },
+    })
+}
+
+/// sandboxd, which asks for a key, and the ports of web applications.
+fn web_ingress(names: &Names, settings: &Settings) -> Value {
+    let (domain, token, service) = (&settings.ingress.domain, &names.token, names.service.as_str());
+    let root = || "/".to_owned();
+    let (hosts, routes) = match settings.ingress.mode {
+        IngressMode::Subdomain => {
+            let main = (format!("{token}.{domain}"), vec![(root(), service, SERVER_PORT)]);
+            let apps = APP_PORTS.map(|port| (format!("{port}-{token}.{domain}"), vec![(root(), service, port)]));
+            let routes: Vec<_> = [main].into_iter().chain(apps).collect();
+            (routes.iter().map(|(host, _)| host.clone()).collect(), routes)
+        }
+        IngressMode::Path => {
+            let main = (format!("/{token}/"), service, SERVER_PORT);
+            let apps = APP_PORTS.map(|port| (format!("/{token}/{port}/"), service, port));
+            // The longest path first, for controllers that take the first that fits.
+            (vec![domain.clone()], vec![(domain.clone(), apps.into_iter().chain([main]).collect())])
+        }
+    };
+    ingress(&names.ingress, settings, &hosts, routes)
+}
+
+fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
+    let workspace = match request.workspace {
+        Workspace::Claimed => json!({ "name": "workspace", "persistentVolumeClaim": { "claimName": names.pvc } }),
+        Workspace::Ephemeral => json!({ "name": "workspace", "emptyDir": { "sizeLimit": settings.storage_size } }),
+    };
+    let secret = json!({
+        "secretName": names.anchor,
+        "defaultMode": 0o440,
+        "items": [{ "key": BIND_SECRET, "path": BIND_SECRET }],
+    });
+    let program = match request.carried {
+        Carried::ByInitContainer => json!({ "name": "wharf-bin", "emptyDir": { "sizeLimit": "64Mi" } }),
+        Carried::ByImageVolume => {
+            let mut image = json!({ "reference": settings.sandboxd_image });
+            if let Some(policy) = settings.image_pull_policy {
+                image["pullPolicy"] = json!(pull_policy(policy));
+            }
+            json!({ "name": "wharf-bin", "image": image })
+        }
+    };
+    let mut volumes = vec![workspace, json!({ "name": "wharf-secret", "secret": secret }), program];
+    let mut mounts = vec![
+        json!({ "name": "workspace", "mountPath": settings.workspace_path }),
+        json!({ "name": "wharf-secret", "mountPath": SECRET_DIRECTORY, "readOnly": true }),
+        json!({ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY, "readOnly": true }),
+    ];
+    add_extra_volumes(&mut mounts, &mut volumes, settings);
+    let ports: Vec<_> = [json!({ "containerPort": SERVER_PORT, "name": "http" })]
+        .into_iter()
+        .chain(APP_PORTS.map(|port| json!({ "containerPort": port, "name": format!("app-{port}") })))
+        .collect();
+    let mut container = json!({
+        "name": "sandbox",
+        "image": settings.image,
+        "command": [
+            format!("{PROGRAM_DIRECTORY}/wharf-sandboxd"),
+            "serve",
+            "--listen",
+            format!("tcp:0.0.0.0:{SERVER_PORT}"),
+            "--bind-secret-file",
+            format!("{SECRET_DIRECTORY}/{BIND_SECRET}"),
+        ],
+        "ports": ports,
+        "volumeMounts": mounts,
+        "resources": resources(settings),
+        // A blank sandboxd answers too: whoever made the sandbox binds it before anybody is told of it.
+        "readinessProbe": {
+            "httpGet": { "path": "/v1/health", "port": "http" },
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+        },
+        "securityContext": container_security(settings),
+    });
+    if let Some(container) = container.as_object_mut() {
+        add_container_extras(container, settings);
+    }
+    let mut spec = json!({
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": pod_security(settings),
+        "containers": [container],
+        "volumes": volumes,
+    });
+    if request.carried == Carried::ByInitContainer {
+        let mut carrier = json!({
+            "name": "carry-sandboxd",
+            "image": settings.sandboxd_image,
+            "command": ["/wharf-sandboxd", "install", PROGRAM_DIRECTORY],
+            "volumeMounts": [{ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY }],
+            "resources": {
+                "limits": { "memory": "64Mi", "cpu": "1" },
+                "requests": { "memory": "16Mi", "cpu": "10m" },
+            },
+            "securityContext": restricted(),
+        });
+        if let Some(carrier) = carrier.as_object_mut() {
+            add_container_extras(carrier, settings);
+        }
+        spec["initContainers"] = json!([carrier]);
+    }
+    if let Some(seconds) = request.deadline_seconds {
+        // sandboxd ends itself at the deadline; this is for one that cannot.
+        spec["activeDeadlineSeconds"] = json!(seconds.saturating_add(60));
+    }
+    if let Some(spec) = spec.as_object_mut() {
+        add_pod_extras(spec, settings);
+    }
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(&names.pod, selector(names), settings), "spec": spec })
+}
+
+/// What Pod Security's level `restricted` asks of a container.
+fn restricted() -> Value {
+    json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } })
+}
+
+fn container_security(settings: &Settings) -> Value {
+    if settings.privileged { json!({ "privileged": true }) } else { restricted() }
+}
+
+fn pod_security(settings: &Settings) -> Value {
+    let mut security = json!({
+        "runAsUser": settings.run_as_user,
+        "runAsGroup": settings.run_as_group,
+        // The workspace belongs to the sandbox's group; a large one is not walked at every start.
+        "fsGroup": settings.run_as_group,
+        "fsGroupChangePolicy": "OnRootMismatch",
+    });
+    if settings.run_as_user != 0 {
+        security["runAsNonRoot"] = json!(true);
+    }
+    if !settings.privileged {
+        security["seccompProfile"] = json!({ "type": "RuntimeDefault" });
+    }
+    security
+}

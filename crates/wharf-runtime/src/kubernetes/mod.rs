@@ -1,0 +1,535 @@
+//! Sandboxes in a Kubernetes cluster: one pod each, with its claim, Service, policy and Ingress, all owned by one anchor.
+//!
+//! `manifest`, `names`, `observe`, `plan`, `reason`, `anchor` and `settings` are pure; only `apply` writes. Nothing is kept
+//! here: whoever comes next finds everything in the cluster.
+
+mod anchor;
+mod apply;
+mod cluster;
+pub mod contract;
+pub mod install;
+mod manifest;
+mod names;
+mod observe;
+mod operation;
+mod part;
+mod plan;
+mod reason;
+mod route;
+pub mod settings;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use wharf_client::{Route, Sandbox};
+use wharf_protocol::{BindRequest, Environment, Isolation, NetworkMode, SandboxId, SandboxSpec, Secret};
+
+use self::{
+    anchor::NewAnchor,
+    manifest::whose,
+    operation::{Aim, Operation},
+    settings::Egress,
+};
+pub use self::{
+    anchor::{Anchor, AnchorError, Wanted},
+    cluster::{Access, ApiError, ApiErrorKind, Cluster, ClusterError},
+    manifest::{
+        APP_PORTS, CODE_PORT, Carried, FIELD_MANAGER, Objects, Owner, Ownership, Request, SERVER_PORT, Workspace,
+        labels, objects,
+    },
+    names::Names,
+    observe::{Observed, Seen},
+    operation::Report,
+    part::Part,
+    plan::{Desired, Goal, Next, Plan, Refusal, Step, plan},
+    reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge},
+    settings::{Profile, Settings},
+};
+use crate::{Lifetime, Status, random_hex};
+
+/// How long a sandbox may take to end, whose processes have 15 seconds.
+const END_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a call that only looks may take.
+const LOOK_PATIENCE: Duration = Duration::from_secs(20);
+/// A throw-away sandbox is garbage so long after its maker has last said to be there. Machines' clocks differ.
+const LEASE: SignedDuration = SignedDuration::from_secs(120);
+const LEASE_RENEWAL: Duration = Duration::from_secs(30);
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_secs(60);
+
+/// Why something could not be done with a sandbox in a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    #[error("sandbox `{0}` exists already")]
+    Exists(SandboxId),
+    #[error("there is no sandbox `{0}`")]
+    NotFound(SandboxId),
+    #[error("sandbox `{id}` is not running: {reason}")]
+    NotRunning { id: SandboxId, reason: String },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The last lines of the log of what has ended, if it wrote any.
+    #[error("sandbox `{id}` did not start: {}{}", failure.message, log_text(log))]
+    Failed { id: SandboxId, failure: Failure, log: Vec<String> },
+    #[error("sandbox `{id}` was not done within {} s, still {waiting}", after.as_secs())]
+    TimedOut { id: SandboxId, after: Duration, waiting: Waiting },
+    #[error("sandboxd of `{id}` did not take its identity: {reason}")]
+    Bind { id: SandboxId, reason: String },
+    #[error("the pod of sandbox `{id}` has the address `{address}`, which is none")]
+    Address { id: SandboxId, address: String },
+    #[error("`{field}` is not valid: {reason} (it was `{value}`)")]
+    Spec { field: &'static str, value: String, reason: &'static str },
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+fn log_text(log: &[String]) -> String {
+    if log.is_empty() { String::new() } else { format!("; its last lines: {}", log.join(" / ")) }
+}
+
+/// One sandbox of a cluster, as its anchor and its pod describe it.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub id: SandboxId,
+    pub names: Names,
+    pub status: Status,
+    pub created_at: Timestamp,
+    pub anchor: Anchor,
+    pub node: Option<String>,
+    route: Option<Route>,
+}
+
+impl Found {
+    /// What a person is shown of it. Keys are not.
+    pub fn described(&self) -> Value {
+        #[derive(Serialize)]
+        struct Described<'a> {
+            pod: &'a str,
+            service: &'a str,
+            claim: Option<&'a str>,
+            image: &'a Value,
+            node: Option<&'a str>,
+            route: Option<String>,
+            working_dir: &'a str,
+            leased_until: Option<Timestamp>,
+        }
+        let pod = self.anchor.objects.get(&Part::Pod).unwrap_or(&Value::Null);
+        json!(Described {
+            pod: &self.names.pod,
+            service: &self.names.service,
+            claim: self.anchor.objects.contains_key(&Part::Workspace).then_some(self.names.pvc.as_str()),
+            image: &pod["spec"]["containers"][0]["image"],
+            node: self.node.as_deref(),
+            route: self.route.as_ref().map(Route::to_string),
+            working_dir: &self.anchor.bind.working_dir,
+            leased_until: self.anchor.leased_until,
+        })
+    }
+
+    /// The way into it, while it has a pod.
+    pub fn sandbox(&self) -> Option<Sandbox> {
+        Some(Sandbox::new(self.route.clone()?, self.anchor.key.clone()))
+    }
+}
+
+/// Sandboxes in one namespace of one cluster.
+#[derive(Debug, Clone)]
+pub struct KubernetesRuntime {
+    cluster: Cluster,
+    settings: Settings,
+}
+
+impl KubernetesRuntime {
+    pub fn new(cluster: Cluster, settings: Settings) -> Self {
+        Self { cluster, settings }
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Makes a sandbox, or finishes what an earlier call has begun, and waits until sandboxd has answered.
+    ///
+    /// Safe to race: of several callers with the same id each gets the same sandbox.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::Exists`] if it has been made before. One that this call has made and that does not start is
+    /// removed.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may leave a sandbox half made: the same call finishes it, [`KubernetesRuntime::remove`] or, some
+    /// minutes later, [`KubernetesRuntime::collect_garbage`] removes it.
+    pub async fn create(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+        report: Report<'_>,
+    ) -> Result<Found, KubernetesError> {
+        let settings = shaped(&self.settings, spec)?;
+        let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
+        let request = Request {
+            workspace: match lifetime {
+                Lifetime::Kept => Workspace::Claimed,
+                Lifetime::OfThisProcess => Workspace::Ephemeral,
+            },
+            carried: self.cluster.carried(&settings, Instant::now() + LOOK_PATIENCE).await?,
+            plugins: Vec::new(),
+            deadline_seconds: spec.deadline_seconds,
+        };
+        let objects = objects(id, &settings, &request);
+        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request);
+        operation.observe([Part::Anchor].into_iter().chain(objects.keys().copied())).await?;
+        if operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating)
+            && operation.anchor().is_ok_and(|there| there.id == *id && there.leased_until.is_none())
+        {
+            return Err(KubernetesError::Exists(id.clone()));
+        }
+        let made = self.bring_up(&mut operation, &objects, &anchor, lifetime).await;
+        if made.is_err() && operation.anchor().is_ok_and(|there| there.creation == anchor.creation) {
+            // The first error is the one to tell.
+            let _ = self.remove(id, report).await;
+        }
+        made
+    }
+
+    async fn bring_up(
+        &self,
+        operation: &mut Operation<'_>,
+        objects: &Objects,
+        anchor: &NewAnchor,
+        lifetime: Lifetime,
+    ) -> Result<Found, KubernetesError> {
+        let aim = Aim::Running { objects: Some(objects), anchor: Some(anchor) };
+        let address = operation.reach(&aim).await?.unwrap_or_default();
+        let kept = operation.anchor()?.leased_until.is_none() || lifetime == Lifetime::OfThisProcess;
+        operation.bind(&aim, address).await?;
+        if !kept {
+            operation.keep().await?;
+        }
+        self.found(operation.observed())
+    }
+
+    /// The sandbox of this id, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::Api`], or [`KubernetesError::Refused`] if its anchor is not ours.
+    pub async fn find(&self, id: &SandboxId) -> Result<Option<Found>, KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, LOOK_PATIENCE, &|_| {});
+        operation.observe([Part::Anchor, Part::Pod]).await?;
+        let Some(seen) = operation.observed().get(Part::Anchor) else { return Ok(None) };
+        let names = Names::of(id, self.settings.profile);
+        match whose(&seen.object["metadata"], &self.settings.installation, &names.token, None) {
+            Ownership::Ours | Ownership::Stale => {}
+            Ownership::Unowned => return Ok(None),
+            Ownership::Foreign(owner) => {
+                return Err(Refusal::Foreign { kind: "Secret", name: names.anchor, owner }.into());
+            }
+        }
+        self.found(operation.observed()).map(Some)
+    }
+
+    /// The sandbox of this id.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::NotFound`], and those of [`KubernetesRuntime::find`].
+    pub async fn get(&self, id: &SandboxId) -> Result<Found, KubernetesError> {
+        self.find(id).await?.ok_or_else(|| KubernetesError::NotFound(id.clone()))
+    }
+
+    /// The sandbox of this id, usable. One that an interrupted call has left half made is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::NotRunning`], and those of [`KubernetesRuntime::get`].
+    pub async fn get_ready(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
+        let found = self.get(id).await?;
+        let reason = match &found.status {
+            Status::Ready => return Ok(found),
+            Status::Starting { .. } => return self.resume(id, report).await,
+            Status::Suspended => "it is suspended".to_owned(),
+            Status::Deleting => "it is being deleted".to_owned(),
+            Status::Stopped { reason } => reason.clone(),
+        };
+        Err(KubernetesError::NotRunning { id: id.clone(), reason })
+    }
+
+    /// What an anchor and a pod say together.
+    fn found(&self, observed: &Observed) -> Result<Found, KubernetesError> {
+        let seen = observed.get(Part::Anchor);
+        let anchor = Anchor::read(seen.map_or(&Value::Null, |seen| &seen.object)).map_err(Refusal::from)?;
+        let names = Names::of(&anchor.id, anchor.profile);
+        let pod = observed.get(Part::Pod).filter(|pod| {
+            let owner = whose(&pod.object["metadata"], &self.settings.installation, &names.token, Some(&anchor.uid));
+            matches!(owner, Ownership::Ours)
+        });
+        let verdict = pod.filter(|pod| !pod.terminating).map(|pod| judge(&pod.pod(), &[]));
+        let status = match (&verdict, anchor.wanted) {
+            _ if seen.is_some_and(|seen| seen.terminating) => Status::Deleting,
+            (_, Wanted::Suspended) => Status::Suspended,
+            (None, Wanted::Running) => Status::Stopped { reason: "its pod is gone".to_owned() },
+            (Some(Verdict::Reachable { .. }), Wanted::Running) => Status::Ready,
+            (Some(Verdict::Waiting(waiting)), Wanted::Running) => Status::Starting { waiting: waiting.to_string() },
+            (Some(Verdict::Failed(failure)), Wanted::Running) => Status::Stopped { reason: failure.message.clone() },
+        };
+        let route = match verdict {
+            Some(Verdict::Reachable { address }) => route::route(&self.cluster, self.settings.route, &names, &address),
+            Some(Verdict::Waiting(_) | Verdict::Failed(_)) | None => None,
+        };
+        let node = pod.and_then(|pod| pod.object["spec"]["nodeName"].as_str()).map(str::to_owned);
+        Ok(Found { id: anchor.id.clone(), names, status, created_at: anchor.created_at, anchor, node, route })
+    }
+
+    /// All sandboxes of this installation, oldest first. Two calls, however many there are.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::Api`].
+    pub async fn list(&self) -> Result<Vec<Found>, KubernetesError> {
+        let selector = format!("{}=wharf,{}={}", labels::MANAGED_BY, labels::INSTALLATION, self.settings.installation);
+        let parameters = ListParams::default().labels(&selector);
+        let deadline = Instant::now() + LOOK_PATIENCE;
+        let list = async |part: Part| {
+            let (api, what) = (self.cluster.api(part), format!("list {}s", part.kind()));
+            self.cluster.call(&what, deadline, &|_| {}, || api.list(&parameters)).await
+        };
+        let (anchors, pods) = tokio::join!(list(Part::Anchor), list(Part::Pod));
+        let pods: Vec<Value> = pods?.items.into_iter().map(|pod| json!(pod)).collect();
+        let mut all: Vec<Found> = Vec::new();
+        for anchor in anchors?.items {
+            let anchor = json!(anchor);
+            let token = &anchor["metadata"]["labels"][labels::SANDBOX];
+            let pod = pods.iter().find(|pod| pod["metadata"]["labels"][labels::SANDBOX] == *token);
+            let mut observed = Observed::default();
+            observed.note(Part::Pod, pod.cloned());
+            observed.note(Part::Anchor, Some(anchor));
+            // One that a hand has broken is nobody's to use; `remove` takes it by its id.
+            all.extend(self.found(&observed));
+        }
+        all.sort_by_key(|found| found.created_at);
+        Ok(all)
+    }
+
+    /// Ends the pod of a sandbox and keeps its workspace. Suspended already is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::NotFound`], [`KubernetesError::Api`], [`KubernetesError::TimedOut`].
+    pub async fn suspend(&self, id: &SandboxId, report: Report<'_>) -> Result<(), KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, report);
+        let parts: Vec<Part> = operation.all_parts().filter(|part| *part != Part::Workspace).collect();
+        operation.observe(parts).await?;
+        operation.reach(&Aim::Suspended).await.map(drop)
+    }
+
+    /// Gives a sandbox a pod again, with its workspace and its key. One that runs is left alone; one whose pod has ended
+    /// gets a new pod.
+    ///
+    /// # Errors
+    ///
+    /// As [`KubernetesRuntime::create`].
+    pub async fn resume(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
+        let limit = self.settings.start_timeout;
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, limit, report);
+        operation.observe(operation.all_parts()).await?;
+        let aim = Aim::Running { objects: None, anchor: None };
+        let address = operation.reach(&aim).await?.unwrap_or_default();
+        operation.bind(&aim, address).await?;
+        self.found(operation.observed())
+    }
+
+    /// Removes a sandbox and all that belongs to it; `false` if there was nothing.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed; all else is.
+    pub async fn remove(&self, id: &SandboxId, report: Report<'_>) -> Result<bool, KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, report);
+        operation.observe([Part::Anchor, Part::Pod]).await?;
+        let anchored = operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating);
+        if !anchored || self.settings.profile == Profile::OpenHands {
+            // Nothing else takes along what an earlier life or the original has left.
+            operation.observe(operation.all_parts()).await?;
+        }
+        let there = operation.observed().parts().next().is_some();
+        operation.reach(&Aim::Gone).await?;
+        Ok(there)
+    }
+
+    /// Removes what killed programs have left: sandboxes that were never done, and throw-away ones nobody needs any more.
+    /// Gives their ids.
+    ///
+    /// # Errors
+    ///
+    /// The first removal that failed; all others were tried.
+    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Vec<SandboxId>, KubernetesError> {
+        let expired =
+            |found: &Found| found.anchor.leased_until.is_some_and(|until| until + CLOCKS_DIFFER < Timestamp::now());
+        let garbage: Vec<SandboxId> = self.list().await?.into_iter().filter(expired).map(|found| found.id).collect();
+        let removed = join_all(garbage.iter().map(|id| self.remove(id, report))).await;
+        for result in removed {
+            result?;
+        }
+        Ok(garbage)
+    }
+
+    /// Says again and again that a throw-away sandbox is needed; ends only when it is dropped or the sandbox is gone.
+    pub async fn renew_lease(&self, id: &SandboxId) {
+        loop {
+            tokio::time::sleep(LEASE_RENEWAL).await;
+            let mut operation = Operation::new(&self.cluster, &self.settings, id, LEASE_RENEWAL, &|_| {});
+            let renewed = async {
+                operation.observe([Part::Anchor]).await?;
+                operation.lease(Some(Timestamp::now() + LEASE)).await
+            };
+            if let Err(KubernetesError::NotFound(_)) = renewed.await {
+                return;
+            }
+        }
+    }
+
+    /// What the sandbox's main container has logged: sandboxd's own log.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::NotFound`], [`KubernetesError::Api`].
+    pub async fn log(&self, id: &SandboxId) -> Result<String, KubernetesError> {
+        let found = self.get(id).await?;
+        let api = self.cluster.typed::<Pod>();
+        let parameters = kube::api::LogParams { limit_bytes: Some(16 << 20), ..kube::api::LogParams::default() };
+        let deadline = Instant::now() + LOOK_PATIENCE;
+        let name = &found.names.pod;
+        Ok(self.cluster.call("read the log", deadline, &|_| {}, || api.logs(name, &parameters)).await?)
+    }
+}
+
+/// The objects that [`KubernetesRuntime::create`] makes, as they are sent, but for keys and the owner's uid. Pure.
+///
+/// # Errors
+///
+/// [`KubernetesError::Spec`].
+pub fn render(
+    settings: &Settings,
+    id: &SandboxId,
+    spec: &SandboxSpec,
+    carried: Carried,
+) -> Result<Vec<Value>, KubernetesError> {
+    let settings = shaped(settings, spec)?;
+    let request = Request { carried, deadline_seconds: spec.deadline_seconds, ..Request::default() };
+    Ok(rendered(id, &settings, &request, &spec.environment))
+}
+
+/// All objects of a sandbox in the order in which they are made, with what is only known later left open.
+fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment: &Environment) -> Vec<Value> {
+    const LATER: &str = "…";
+    let names = Names::of(id, settings.profile);
+    let objects = objects(id, settings, request);
+    let mut anchor = NewAnchor {
+        creation: LATER.to_owned(),
+        key: Secret::new(LATER),
+        bind_secret: Secret::new(LATER),
+        ..new_anchor(id, settings, environment.clone(), request)
+    }
+    .manifest(&settings.installation, &names, &objects);
+    anchor["stringData"] = json!({ "bind": LATER, "bind-secret": LATER, "key": LATER, "objects": LATER });
+    anchor["metadata"]["annotations"][labels::LEASED_UNTIL] = json!(LATER);
+    let owner = Owner {
+        installation: settings.installation.clone(),
+        token: names.token.clone(),
+        anchor: names.anchor.clone(),
+        anchor_uid: LATER.to_owned(),
+    };
+    let mut all = vec![anchor];
+    all.extend(objects.values().map(|object| owner.adopt(object)));
+    for object in &mut all {
+        object["metadata"]["namespace"] = json!(settings.namespace);
+    }
+    all
+}
+
+fn new_anchor(id: &SandboxId, settings: &Settings, environment: Environment, request: &Request) -> NewAnchor {
+    let patience = SignedDuration::try_from(settings.start_timeout).unwrap_or(LEASE);
+    let mut all = Environment::new();
+    if settings.profile == Profile::Wharf {
+        all.extend(settings.initial_environment.iter().cloned());
+        all.extend(settings.environment.iter().cloned());
+    }
+    all.extend(environment);
+    NewAnchor {
+        id: id.clone(),
+        profile: settings.profile,
+        creation: random_hex(8),
+        // Long enough to be made; what is made is kept, or its maker says again that it is needed.
+        leased_until: Timestamp::now() + patience + LEASE,
+        key: Secret::new(random_hex(32)),
+        bind_secret: Secret::new(random_hex(32)),
+        bind: BindRequest {
+            keys: Vec::new(),
+            environment: all,
+            inherit_environment: true,
+            user: None,
+            working_dir: settings.workspace_path.clone(),
+            limits: Default::default(),
+            deadline_seconds: request.deadline_seconds,
+        },
+    }
+}
+
+/// The settings with what one sandbox asks for.
+fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings, KubernetesError> {
+    let wrong = |field, value: String, reason| Err(KubernetesError::Spec { field, value, reason });
+    let mut shaped = settings.clone();
+    if let Some(image) = &spec.image {
+        shaped.image = Some(image.clone());
+    }
+    if shaped.image.is_none() {
+        return wrong("image", String::new(), "a sandbox in a cluster needs a container image, such as `python:3.12`");
+    }
+    if let Some(mount) = spec.mounts.first() {
+        let reason = "a directory of this machine cannot be shown in a cluster; copy it with `wharf cp`";
+        return wrong("mounts", mount.source.clone(), reason);
+    }
+    if spec.isolation != Isolation::Full {
+        return wrong("isolation", format!("{:?}", spec.isolation), "a pod has its cluster's walls");
+    }
+    if let Some(processes) = spec.processes {
+        return wrong("processes", processes.to_string(), "a cluster bounds processes by its kubelets' `podPidsLimit`");
+    }
+    if spec.network == NetworkMode::None {
+        shaped.egress = Egress::None;
+    }
+    if spec.working_dir != SandboxSpec::default().working_dir {
+        shaped.workspace_path = spec.working_dir.clone();
+    }
+    if let Some(bytes) = spec.memory_bytes {
+        shaped.memory_limit = bytes.to_string();
+        shaped.memory_request = settings::at_most(&settings.memory_request, &shaped.memory_limit);
+    }
+    if let Some(millis) = spec.cpu_millis {
+        let limit = format!("{millis}m");
+        shaped.cpu_request = settings::at_most(&settings.cpu_request, &limit);
+        shaped.cpu_limit = Some(limit);
+    }
+    if let Some(bytes) = spec.disk_bytes {
+        shaped.storage_size = bytes.to_string();
+    }
+    if !shaped.workspace_path.starts_with('/') || shaped.workspace_path.split('/').any(|part| part == "..") {
+        return wrong("working_dir", shaped.workspace_path, "an absolute path below / is needed");
+    }
+    Ok(shaped)
+}

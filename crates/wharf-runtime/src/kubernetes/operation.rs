@@ -1,0 +1,516 @@
+//! One operation on one sandbox: observe, plan, apply, wait for a change, until the goal is reached or the time is over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{join_all, select_all},
+    stream::BoxStream,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
+use kube::{
+    api::{ListParams, WatchEvent, WatchParams},
+    core::DynamicObject,
+};
+use serde_json::Value;
+use tokio::time::Instant;
+use wharf_client::{ClientError, ErrorKind, Route, Sandbox};
+use wharf_protocol::{HealthStatus, ProblemKind, SandboxId};
+
+use super::{
+    KubernetesError, Settings,
+    anchor::{Anchor, AnchorChange, NewAnchor, Wanted},
+    apply::Apply,
+    cluster::{ApiError, ApiErrorKind, Cluster},
+    manifest::{Objects, Owner},
+    names::Names,
+    observe::Observed,
+    part::Part,
+    plan::{Desired, Goal, Next, Refusal, Step, plan},
+    reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge, shown},
+    settings::Profile,
+};
+
+/// After so long without an event, what a watch is about is looked at: a connection may be dead without saying so.
+const QUIET: Duration = Duration::from_secs(30);
+/// The API server ends a watch after this; it is opened again.
+const WATCH_SECONDS: u32 = 290;
+/// A person wants to know why only when it takes longer.
+const EVENTS_AFTER: Duration = Duration::from_millis(800);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// How long sandboxd may take with one answer while it is being waited for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+const LOG_LINES: i64 = 5;
+
+/// Hears how far an operation is.
+pub type Report<'a> = &'a (dyn Fn(&Waiting) + Sync);
+
+/// What is to become of the sandbox.
+#[derive(Debug)]
+pub(super) enum Aim<'a> {
+    Running { objects: Option<&'a Objects>, anchor: Option<&'a NewAnchor> },
+    Suspended,
+    Gone,
+}
+
+type Changes = BoxStream<'static, kube::Result<WatchEvent<DynamicObject>>>;
+
+pub(super) struct Operation<'a> {
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+    id: &'a SandboxId,
+    profile: Profile,
+    names: Names,
+    started: Instant,
+    deadline: Instant,
+    report: Report<'a>,
+    observed: Observed,
+    /// Pods that this operation has made.
+    made: BTreeSet<String>,
+    watches: BTreeMap<Part, Changes>,
+    events: Vec<Event>,
+    event_changes: Option<BoxStream<'static, kube::Result<WatchEvent<Event>>>>,
+    last: Waiting,
+}
+
+impl<'a> Operation<'a> {
+    pub(super) fn new(
+        cluster: &'a Cluster,
+        settings: &'a Settings,
+        id: &'a SandboxId,
+        limit: Duration,
+        report: Report<'a>,
+    ) -> Self {
+        let started = Instant::now();
+        Self {
+            cluster,
+            settings,
+            id,
+            profile: settings.profile,
+            names: Names::of(id, settings.profile),
+            started,
+            deadline: started + limit,
+            report,
+            observed: Observed::default(),
+            made: BTreeSet::new(),
+            watches: BTreeMap::new(),
+            events: Vec::new(),
+            event_changes: None,
+            last: Waiting::at(Stage::Making),
+        }
+    }
+
+    pub(super) fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// The anchor as it was last seen.
+    pub(super) fn anchor(&self) -> Result<Anchor, KubernetesError> {
+        let seen = self.observed.get(Part::Anchor).ok_or_else(|| KubernetesError::NotFound(self.id.clone()))?;
+        Ok(Anchor::read(&seen.object).map_err(Refusal::from)?)
+    }
+
+    /// Looks at these parts, all at the same time.
+    pub(super) async fn observe(&mut self, parts: impl IntoIterator<Item = Part>) -> Result<(), KubernetesError> {
+        let report = trouble(self.report);
+        let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
+        let parts: Vec<Part> = parts.into_iter().collect();
+        let got = join_all(parts.iter().map(|part| apply.get(*part, part.name(&self.names)))).await;
+        for (part, got) in parts.into_iter().zip(got) {
+            self.observed.note(part, got?);
+        }
+        Ok(())
+    }
+
+    /// All parts that a sandbox of this profile may have.
+    pub(super) fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
+        let profile = self.profile;
+        // In our own profile there is one Service.
+        Part::ALL.into_iter().filter(move |part| profile == Profile::OpenHands || *part != Part::CodeService)
+    }
+
+    /// Goes on until the aim is reached; a sandbox that is to run is reachable then, at the address that is given.
+    pub(super) async fn reach(&mut self, aim: &Aim<'_>) -> Result<Option<String>, KubernetesError> {
+        loop {
+            let plan = {
+                let goal = match aim {
+                    Aim::Running { objects, anchor } => {
+                        Goal::Running { objects: *objects, create: anchor.is_some(), made: &self.made }
+                    }
+                    Aim::Suspended => Goal::Suspended,
+                    Aim::Gone => Goal::Gone,
+                };
+                let desired = Desired {
+                    id: self.id.as_str(),
+                    names: &self.names,
+                    profile: self.profile,
+                    installation: &self.settings.installation,
+                    goal,
+                };
+                plan(&desired, &self.observed)
+            };
+            self.carry_out(plan.steps, aim).await?;
+            match plan.next {
+                Next::Again => self.in_time()?,
+                Next::Reached => return Ok(None),
+                Next::Reachable { address } => return Ok(Some(address)),
+                Next::Await { parts, waiting } => {
+                    self.tell(waiting);
+                    self.change(&parts).await?;
+                }
+                Next::Refused(Refusal::NotFound) => return Err(KubernetesError::NotFound(self.id.clone())),
+                Next::Refused(refusal) => return Err(refusal.into()),
+                Next::Failed(failure) => return Err(self.failed(failure).await),
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, steps: Vec<Step>, aim: &Aim<'_>) -> Result<(), KubernetesError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let owner = match self.observed.get(Part::Anchor) {
+            Some(seen) => self.owner(seen.uid.clone()),
+            None => self.owner(String::new()),
+        };
+        let stored = self.anchor().ok();
+        let renewed = match aim {
+            Aim::Running { objects, .. } if steps.contains(&Step::Want(Wanted::Running)) => *objects,
+            Aim::Running { .. } | Aim::Suspended | Aim::Gone => None,
+        };
+        let objects = renewed.or_else(|| stored.as_ref().map(|anchor| &anchor.objects));
+        let report = trouble(self.report);
+        let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
+        let (names, settings) = (&self.names, self.settings);
+        let (apply, owner) = (&apply, &owner);
+        let one = async |step: &Step| -> Result<(Part, Option<Value>), ApiError> {
+            match step {
+                Step::CreateAnchor => {
+                    let Aim::Running { objects: Some(objects), anchor: Some(anchor) } = aim else {
+                        return Ok((Part::Anchor, None));
+                    };
+                    let manifest = anchor.manifest(&settings.installation, names, objects);
+                    Ok((Part::Anchor, Some(apply.create_anchor(&names.anchor, &manifest).await?)))
+                }
+                Step::Want(wanted) => {
+                    let change = AnchorChange { wanted: Some(*wanted), objects: renewed.cloned(), leased_until: None };
+                    match apply.change_anchor(&names.anchor, &owner.anchor_uid, &change).await {
+                        Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => {
+                            Ok((Part::Anchor, apply.get(Part::Anchor, &names.anchor).await?))
+                        }
+                        changed => Ok((Part::Anchor, Some(changed?))),
+                    }
+                }
+                Step::Apply(part) => {
+                    let manifest = objects.and_then(|objects| objects.get(part));
+                    let Some(manifest) = manifest else { return Ok((*part, None)) };
+                    Ok((*part, Some(apply.apply(*part, part.name(names), manifest, owner).await?)))
+                }
+                Step::Adopt(part) => Ok((*part, Some(apply.adopt(*part, part.name(names), owner).await?))),
+                Step::Delete { part, uid } => Ok((*part, apply.delete(*part, part.name(names), uid).await?)),
+            }
+        };
+        let done = join_all(steps.iter().map(one)).await;
+        let mut first_error = None;
+        for (step, done) in steps.iter().zip(done) {
+            match done {
+                Ok((part, object)) => {
+                    if let (Step::Apply(Part::Pod), Some(object)) = (step, &object) {
+                        self.made.extend(object["metadata"]["uid"].as_str().map(str::to_owned));
+                    }
+                    self.watches.remove(&part);
+                    self.observed.note(part, object);
+                }
+                // All others were tried: what could be done is done.
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
+        }
+        match first_error {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    fn owner(&self, anchor_uid: String) -> Owner {
+        Owner {
+            installation: self.settings.installation.clone(),
+            token: self.names.token.clone(),
+            anchor: self.names.anchor.clone(),
+            anchor_uid,
+        }
+    }
+
+    /// Waits until one of the parts is seen to have changed.
+    async fn change(&mut self, parts: &[Part]) -> Result<(), KubernetesError> {
+        for part in parts {
+            if !self.watches.contains_key(part)
+                && let Some(seen) = self.observed.get(*part)
+            {
+                let version = seen.resource_version.clone();
+                match self.watch(*part, &version).await {
+                    Ok(changes) => drop(self.watches.insert(*part, changes)),
+                    // It has changed too often since: look at it anew.
+                    Err(error) if error.kind == ApiErrorKind::Expired => return self.observe([*part]).await,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        let about_pod = parts.contains(&Part::Pod);
+        if about_pod && self.event_changes.is_none() && self.started.elapsed() >= EVENTS_AFTER {
+            self.look_at_events().await;
+        }
+        let early = about_pod && self.event_changes.is_none();
+        let event_time = if early { self.started + EVENTS_AFTER } else { self.deadline + QUIET };
+        if !self.watches.keys().any(|part| parts.contains(part)) {
+            // What was waited for is gone already.
+            return self.observe(parts.to_vec()).await;
+        }
+        let changed = {
+            let watches = self.watches.iter_mut().filter(|(part, _)| parts.contains(part));
+            let next: Vec<_> =
+                watches.map(|(part, changes)| changes.next().map(|change| (*part, change)).boxed()).collect();
+            let events = self.event_changes.as_mut();
+            let event = async {
+                match events {
+                    Some(events) => events.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(self.deadline) => Changed::TimeIsOver,
+                (change, ..) = select_all(next) => Changed::Part(change.0, change.1.map(Box::new)),
+                event = event => Changed::Event(event.map(Box::new)),
+                () = tokio::time::sleep_until(event_time) => Changed::EventTime,
+                () = tokio::time::sleep(QUIET) => Changed::Quiet,
+            }
+        };
+        match changed {
+            Changed::TimeIsOver => return Err(self.timed_out().await),
+            Changed::EventTime => {}
+            Changed::Quiet => self.observe(parts.to_vec()).await?,
+            Changed::Event(event) => match event.map(|event| *event) {
+                Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event))) => self.events.push(event),
+                Some(Ok(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
+                Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => self.event_changes = None,
+            },
+            Changed::Part(part, change) => match change.map(|change| *change) {
+                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
+                    self.observed.note(part, serde_json::to_value(object).ok());
+                }
+                Some(Ok(WatchEvent::Deleted(_))) => {
+                    self.watches.remove(&part);
+                    self.observed.note(part, None);
+                }
+                Some(Ok(WatchEvent::Bookmark(_))) => {}
+                // It was cut, or is too old: begin anew from what there is.
+                Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => {
+                    self.watches.remove(&part);
+                    self.observe([part]).await?;
+                }
+            },
+        }
+        if about_pod && let Some(pod) = self.observed.get(Part::Pod) {
+            if let Verdict::Waiting(waiting) = judge(&pod.pod(), &self.events) {
+                self.tell(waiting);
+            }
+        }
+        Ok(())
+    }
+
+    async fn watch(&self, part: Part, version: &str) -> Result<Changes, ApiError> {
+        let api = self.cluster.api(part);
+        let name = part.name(&self.names);
+        let parameters = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
+        let report = trouble(self.report);
+        let what = format!("watch {} `{name}`", part.kind());
+        let changes = self.cluster.call(&what, self.deadline, &report, || api.watch(&parameters, version)).await?;
+        Ok(changes.boxed())
+    }
+
+    /// Lists and then follows the events of the pod. A person who may not read them gets fewer reasons.
+    async fn look_at_events(&mut self) {
+        let Some(pod) = self.observed.get(Part::Pod) else { return };
+        let api = self.cluster.typed::<Event>();
+        let fields = format!("involvedObject.uid={}", pod.uid);
+        let report = |_: &str| {};
+        let list = ListParams::default().fields(&fields);
+        let deadline = self.deadline.min(Instant::now() + ANSWER_PATIENCE);
+        let Ok(listed) = self.cluster.call("list events", deadline, &report, || api.list(&list)).await else { return };
+        let version = listed.metadata.resource_version.clone().unwrap_or_default();
+        self.events = listed.items;
+        let watch = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
+        if let Ok(changes) = self.cluster.call("watch events", deadline, &report, || api.watch(&watch, &version)).await
+        {
+            self.event_changes = Some(changes.into_stream().boxed());
+        }
+    }
+
+    /// Asks sandboxd at `address` and gives it its identity if it has none; gives the way to it once it is usable.
+    pub(super) async fn bind(&mut self, aim: &Aim<'_>, mut address: String) -> Result<Sandbox, KubernetesError> {
+        self.tell(Waiting::at(Stage::Binding));
+        loop {
+            let anchor = self.anchor()?;
+            let route = super::route::route(self.cluster, self.settings.route, &self.names, &address);
+            let route =
+                route.ok_or_else(|| KubernetesError::Address { id: self.id.clone(), address: address.clone() })?;
+            let (id, profile) = (self.id, self.profile);
+            let binding = bind(id, profile, &anchor, route);
+            tokio::pin!(binding);
+            // The pod may end meanwhile, or another take its place.
+            let moved = loop {
+                let changed = tokio::select! {
+                    biased;
+                    bound = &mut binding => return bound,
+                    changed = self.change(&[Part::Pod]) => changed,
+                };
+                changed?;
+                match self.reach(aim).await? {
+                    Some(now) if now != address => break now,
+                    Some(_) => {}
+                    None => return Err(KubernetesError::NotFound(self.id.clone())),
+                }
+            };
+            address = moved;
+        }
+    }
+
+    /// The sandbox stays, though whoever made it goes.
+    pub(super) async fn keep(&self) -> Result<(), KubernetesError> {
+        self.lease(None).await
+    }
+
+    /// Says until when the sandbox is needed.
+    pub(super) async fn lease(&self, until: Option<Timestamp>) -> Result<(), KubernetesError> {
+        let report = trouble(self.report);
+        let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
+        let anchor = self.anchor()?;
+        let change = AnchorChange { leased_until: Some(until), ..AnchorChange::default() };
+        apply.change_anchor(&self.names.anchor, &anchor.uid, &change).await?;
+        Ok(())
+    }
+
+    fn tell(&mut self, waiting: Waiting) {
+        if self.last != waiting {
+            (self.report)(&waiting);
+            self.last = waiting;
+        }
+    }
+
+    fn in_time(&self) -> Result<(), KubernetesError> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        Err(KubernetesError::TimedOut {
+            id: self.id.clone(),
+            after: self.deadline - self.started,
+            waiting: self.last.clone(),
+        })
+    }
+
+    async fn timed_out(&mut self) -> KubernetesError {
+        let mut waiting = self.last.clone();
+        // A claim says itself why it is not bound.
+        if waiting.reason.as_ref().is_some_and(|reason| reason.contains("PersistentVolumeClaim"))
+            && let Some(why) = self.claim_events().await
+        {
+            let reason = waiting.reason.unwrap_or_default();
+            waiting.reason = Some(format!("{reason} ({why})"));
+        }
+        KubernetesError::TimedOut { id: self.id.clone(), after: self.deadline - self.started, waiting }
+    }
+
+    async fn claim_events(&self) -> Option<String> {
+        let fields = format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={}", self.names.pvc);
+        let list = ListParams::default().fields(&fields);
+        let listed =
+            tokio::time::timeout(ANSWER_PATIENCE, self.cluster.typed::<Event>().list(&list)).await.ok()?.ok()?;
+        listed.items.into_iter().filter_map(|event| event.message).next_back().map(|text| shown(&text))
+    }
+
+    /// A failure with the last words of whatever has ended.
+    async fn failed(&self, failure: Failure) -> KubernetesError {
+        let log = match failure.kind {
+            FailureKind::CrashLoop | FailureKind::Ended | FailureKind::StartFailed => self.last_words().await,
+            FailureKind::PullFailed | FailureKind::OutOfMemory | FailureKind::Evicted => Vec::new(),
+        };
+        KubernetesError::Failed { id: self.id.clone(), failure, log }
+    }
+
+    async fn last_words(&self) -> Vec<String> {
+        let report = |_: &str| {};
+        let deadline = Instant::now() + ANSWER_PATIENCE;
+        let apply = Apply { cluster: self.cluster, deadline, report: &report };
+        let Some(pod) = self.observed.get(Part::Pod) else { return Vec::new() };
+        let containers = pod.object["status"]["containerStatuses"].as_array().into_iter().flatten();
+        let init = pod.object["status"]["initContainerStatuses"].as_array().into_iter().flatten();
+        // The one that failed, or else the sandbox's own.
+        let failed = |status: &&Value| status["state"]["terminated"]["exitCode"].as_i64().is_some_and(|code| code != 0);
+        let all: Vec<&Value> = init.chain(containers).collect();
+        let Some(container) = all.iter().copied().find(failed).or(all.last().copied()) else { return Vec::new() };
+        let name = container["name"].as_str().unwrap_or_default();
+        let log = apply.log_end(&self.names.pod, name, LOG_LINES).await.unwrap_or_default();
+        log.lines().map(shown).filter(|line| !line.is_empty()).collect()
+    }
+}
+
+enum Changed {
+    TimeIsOver,
+    Part(Part, Option<Box<kube::Result<WatchEvent<DynamicObject>>>>),
+    Event(Option<Box<kube::Result<WatchEvent<Event>>>>),
+    EventTime,
+    Quiet,
+}
+
+/// What a call that is tried again says, as progress.
+fn trouble(report: Report<'_>) -> impl Fn(&str) + Sync + '_ {
+    move |text| report(&Waiting::because(Stage::Making, text))
+}
+
+/// Binds sandboxd, or sees that it is bound to this very sandbox; tries again while nobody answers.
+async fn bind(id: &SandboxId, profile: Profile, anchor: &Anchor, route: Route) -> Result<Sandbox, KubernetesError> {
+    let sandbox = Sandbox::new(route.clone(), anchor.key.clone());
+    let blank = Sandbox::new(route, anchor.bind_secret.clone());
+    let request = anchor.bind_request();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let once = async {
+            match profile {
+                Profile::OpenHands => sandbox.alive().await,
+                Profile::Wharf => match blank.bind(&request).await {
+                    Err(error) if error.kind() == ErrorKind::Refused(ProblemKind::Conflict) => {
+                        match sandbox.info().await?.status {
+                            HealthStatus::Ready => Ok(()),
+                            HealthStatus::Blank | HealthStatus::Stopping => Err(error),
+                        }
+                    }
+                    bound => bound,
+                },
+            }
+        };
+        match tokio::time::timeout(ANSWER_PATIENCE, once).await {
+            Ok(Ok(())) => return Ok(sandbox),
+            Ok(Err(error)) if !is_passing(&error, profile) => {
+                return Err(KubernetesError::Bind { id: id.clone(), reason: shown(&error.to_string()) });
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether sandboxd may answer well a moment later.
+fn is_passing(error: &ClientError, profile: Profile) -> bool {
+    match error.kind() {
+        ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Refused(ProblemKind::Conflict) => true,
+        // The original's server answers errors while its plugins start.
+        ErrorKind::BadAnswer | ErrorKind::Refused(_) => profile == Profile::OpenHands,
+        ErrorKind::BadRequest => false,
+    }
+}

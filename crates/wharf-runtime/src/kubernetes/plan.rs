@@ -1,0 +1,315 @@
+//! What is to be done next with a sandbox: desired and observed in, steps out. Pure.
+//!
+//! ```text
+//!            ┌────────────── steps were carried out, or something changed ─────────────┐
+//!            ▼                                                                         │
+//!   observed ──▶ plan ──▶ steps (one call each, all at the same time) ──▶ apply ──▶ observed
+//!                  │
+//!                  └─▶ reached │ wait for these objects │ refused │ failed
+//! ```
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{
+    anchor::{Anchor, AnchorError, Wanted},
+    manifest::{Objects, Owner, Ownership, whose},
+    names::Names,
+    observe::{Observed, Seen},
+    part::Part,
+    reason::{Failure, Stage, Verdict, Waiting, judge},
+    settings::Profile,
+};
+
+/// Which sandbox is meant, and what it is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Desired<'a> {
+    pub id: &'a str,
+    pub names: &'a Names,
+    pub profile: Profile,
+    pub installation: &'a str,
+    pub goal: Goal<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Goal<'a> {
+    /// A pod that can be asked, and all that belongs to it.
+    Running {
+        /// The objects to make; `None`: those that the anchor holds.
+        objects: Option<&'a Objects>,
+        /// Whether a sandbox that is not there is made.
+        create: bool,
+        /// Uids of the pods that this very call has made: one of them that fails is no pod of the past to be replaced.
+        made: &'a BTreeSet<String>,
+    },
+    /// The workspace alone.
+    Suspended,
+    /// Nothing.
+    Gone,
+}
+
+/// One change of the cluster: one call, safe to repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    CreateAnchor,
+    /// The anchor is to say this; with new objects if the caller has any.
+    Want(Wanted),
+    /// Makes an object and makes it ours.
+    Apply(Part),
+    /// Makes an object ours that nobody has marked, and leaves it as it is.
+    Adopt(Part),
+    Delete {
+        part: Part,
+        uid: String,
+    },
+}
+
+/// Where it goes on from here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Observe again once the steps are done.
+    Again,
+    /// The pod has an address: sandboxd can be asked and bound.
+    Reachable {
+        address: String,
+    },
+    /// Nothing is left to do.
+    Reached,
+    /// These objects have to change first.
+    Await {
+        parts: Vec<Part>,
+        waiting: Waiting,
+    },
+    Refused(Refusal),
+    Failed(Failure),
+}
+
+/// Why a sandbox is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("there is no such sandbox")]
+    NotFound,
+    #[error("{kind} `{name}` belongs to {owner}")]
+    Foreign { kind: &'static str, name: String, owner: String },
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub next: Next,
+}
+
+impl Plan {
+    fn only(next: Next) -> Self {
+        Self { steps: Vec::new(), next }
+    }
+}
+
+/// What to do next.
+pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
+    let anchor = match observed.get(Part::Anchor) {
+        None => None,
+        Some(seen) => match whose(&seen.object["metadata"], desired.installation, &desired.names.token, None) {
+            Ownership::Foreign(owner) => return Plan::only(refused(desired, Part::Anchor, owner)),
+            Ownership::Unowned => {
+                return Plan::only(refused(desired, Part::Anchor, "nobody that Wharf knows".to_owned()));
+            }
+            Ownership::Ours | Ownership::Stale => match Anchor::read(&seen.object) {
+                Ok(anchor) if anchor.id.as_str() != desired.id => {
+                    return Plan::only(refused(desired, Part::Anchor, format!("sandbox `{}`", anchor.id)));
+                }
+                Ok(anchor) => Some((seen, anchor)),
+                // A broken anchor can still be removed.
+                Err(_) if matches!(desired.goal, Goal::Gone) => None,
+                Err(error) => return Plan::only(Next::Refused(error.into())),
+            },
+        },
+    };
+    match desired.goal {
+        Goal::Running { objects, create, made } => running(desired, observed, anchor, objects, create, made),
+        Goal::Suspended => suspended(desired, observed, anchor),
+        Goal::Gone => gone(desired, observed),
+    }
+}
+
+fn refused(desired: &Desired<'_>, part: Part, owner: String) -> Next {
+    Next::Refused(Refusal::Foreign { kind: part.kind(), name: part.name(desired.names).to_owned(), owner })
+}
+
+fn owner_of(desired: &Desired<'_>, anchor: &Anchor) -> Owner {
+    Owner {
+        installation: desired.installation.to_owned(),
+        token: desired.names.token.clone(),
+        anchor: desired.names.anchor.clone(),
+        anchor_uid: anchor.uid.clone(),
+    }
+}
+
+fn running(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    anchor: Option<(&Seen, Anchor)>,
+    objects: Option<&Objects>,
+    create: bool,
+    made: &BTreeSet<String>,
+) -> Plan {
+    let Some((seen, anchor)) = anchor else {
+        if !create {
+            return Plan::only(Next::Refused(Refusal::NotFound));
+        }
+        // What stands in the way is told before anything is made.
+        for (part, seen) in observed.parts() {
+            match whose(&seen.object["metadata"], desired.installation, &desired.names.token, None) {
+                Ownership::Foreign(owner) => return Plan::only(refused(desired, part, owner)),
+                Ownership::Unowned if !may_adopt(desired.profile) => {
+                    return Plan::only(refused(desired, part, "nobody that Wharf knows".to_owned()));
+                }
+                Ownership::Unowned | Ownership::Ours | Ownership::Stale => {}
+            }
+        }
+        return Plan { steps: vec![Step::CreateAnchor], next: Next::Again };
+    };
+    if seen.terminating {
+        let waiting = Waiting::because(Stage::Clearing, "a sandbox of this name is still being deleted");
+        return Plan::only(Next::Await { parts: vec![Part::Anchor], waiting });
+    }
+    let owner = owner_of(desired, &anchor);
+    let pod = observed.get(Part::Pod);
+    let dead = pod.filter(|pod| !pod.terminating).and_then(|pod| match judge(&pod.pod(), &[]) {
+        Verdict::Failed(failure) => Some((pod.uid.as_str(), failure)),
+        Verdict::Reachable { .. } | Verdict::Waiting(_) => None,
+    });
+    let live = pod.is_some_and(|pod| !pod.terminating) && dead.is_none();
+    let renewed = objects.filter(|objects| **objects != anchor.objects && !live).is_some();
+    let objects = objects.filter(|_| renewed).unwrap_or(&anchor.objects);
+    let mut steps = Vec::new();
+    if anchor.wanted != Wanted::Running || renewed {
+        steps.push(Step::Want(Wanted::Running));
+    }
+    let mut in_the_way = Vec::new();
+    for (&part, object) in objects {
+        let Some(seen) = observed.get(part) else {
+            steps.push(Step::Apply(part));
+            continue;
+        };
+        match owner.of(&seen.object["metadata"]) {
+            Ownership::Foreign(owner) => return Plan::only(refused(desired, part, owner)),
+            Ownership::Unowned if !may_adopt(desired.profile) => {
+                return Plan::only(refused(desired, part, "nobody that Wharf knows".to_owned()));
+            }
+            _ if seen.terminating => in_the_way.push(part),
+            Ownership::Ours | Ownership::Unowned if part == Part::Pod && dead.is_some() => {
+                if let Some((_, failure)) = dead.as_ref().filter(|(uid, _)| made.contains(*uid)) {
+                    return Plan { steps: Vec::new(), next: Next::Failed(failure.clone()) };
+                }
+                steps.push(Step::Delete { part, uid: seen.uid.clone() });
+                in_the_way.push(part);
+            }
+            Ownership::Stale => {
+                steps.push(Step::Delete { part, uid: seen.uid.clone() });
+                in_the_way.push(part);
+            }
+            Ownership::Unowned => steps.push(Step::Adopt(part)),
+            Ownership::Ours => {
+                // Another version's Service may say something else; a pod and a claim cannot be changed.
+                let changeable = !matches!(part, Part::Pod | Part::Workspace);
+                if renewed && changeable && !is_applied(object, &seen.object) {
+                    steps.push(Step::Apply(part));
+                }
+            }
+        }
+    }
+    if !in_the_way.is_empty() {
+        let waiting = Waiting::because(Stage::Clearing, "an older pod of this sandbox is still ending");
+        return Plan { steps, next: Next::Await { parts: in_the_way, waiting } };
+    }
+    if !steps.is_empty() {
+        return Plan { steps, next: Next::Again };
+    }
+    let Some(pod) = observed.get(Part::Pod) else { return Plan { steps, next: Next::Again } };
+    let next = match judge(&pod.pod(), &[]) {
+        Verdict::Reachable { address } => Next::Reachable { address },
+        Verdict::Waiting(waiting) => Next::Await { parts: vec![Part::Pod], waiting },
+        Verdict::Failed(failure) => Next::Failed(failure),
+    };
+    Plan { steps, next }
+}
+
+/// The original marks only its pod: what it has left of a session goes on being that session's.
+fn may_adopt(profile: Profile) -> bool {
+    profile == Profile::OpenHands
+}
+
+/// Whether all that the manifest says of `spec` stands in the object.
+fn is_applied(manifest: &Value, object: &Value) -> bool {
+    fn within(part: &Value, whole: &Value) -> bool {
+        match (part, whole) {
+            (Value::Object(part), Value::Object(whole)) => {
+                part.iter().all(|(name, value)| whole.get(name).is_some_and(|other| within(value, other)))
+            }
+            (Value::Array(part), Value::Array(whole)) => {
+                part.len() == whole.len() && part.iter().zip(whole).all(|(part, whole)| within(part, whole))
+            }
+            (part, whole) => part == whole,
+        }
+    }
+    within(&manifest["spec"], &object["spec"])
+}
+
+fn suspended(desired: &Desired<'_>, observed: &Observed, anchor: Option<(&Seen, Anchor)>) -> Plan {
+    let mut steps = Vec::new();
+    match &anchor {
+        Some((seen, anchor)) if !seen.terminating && anchor.wanted != Wanted::Suspended => {
+            steps.push(Step::Want(Wanted::Suspended));
+        }
+        Some(_) => {}
+        // The original has no anchors; its sessions are closed all the same.
+        None if may_adopt(desired.profile) && observed.parts().next().is_some() => {}
+        None => return Plan::only(Next::Refused(Refusal::NotFound)),
+    }
+    let goes = |part: Part| !part.survives_suspension();
+    without(desired, observed, goes, steps)
+}
+
+fn gone(desired: &Desired<'_>, observed: &Observed) -> Plan {
+    without(desired, observed, |_| true, Vec::new())
+}
+
+/// Deletes the parts that are to go and waits for their end.
+fn without(desired: &Desired<'_>, observed: &Observed, goes: impl Fn(Part) -> bool, mut steps: Vec<Step>) -> Plan {
+    let mut left = Vec::new();
+    let mut foreign = None;
+    let anchor_uid = observed.get(Part::Anchor).filter(|_| goes(Part::Anchor)).map(|seen| seen.uid.as_str());
+    for (part, seen) in observed.parts().filter(|(part, _)| goes(*part)) {
+        match whose(&seen.object["metadata"], desired.installation, &desired.names.token, anchor_uid) {
+            Ownership::Foreign(owner) => {
+                foreign.get_or_insert(refused(desired, part, owner));
+            }
+            Ownership::Unowned if !may_adopt(desired.profile) => {
+                foreign.get_or_insert(refused(desired, part, "nobody that Wharf knows".to_owned()));
+            }
+            // The anchor takes these along, and is there until they are gone.
+            Ownership::Ours if !matches!(part, Part::Anchor | Part::Pod) => {}
+            // Each is deleted by itself: one that cannot be deleted keeps none of the others.
+            Ownership::Unowned | Ownership::Ours | Ownership::Stale => {
+                left.push(part);
+                if !seen.terminating {
+                    steps.push(Step::Delete { part, uid: seen.uid.clone() });
+                }
+            }
+        }
+    }
+    let next = if left.is_empty() {
+        match (foreign, steps.is_empty()) {
+            (Some(refusal), _) => refusal,
+            (None, true) => Next::Reached,
+            (None, false) => Next::Again,
+        }
+    } else {
+        Next::Await { parts: left, waiting: Waiting::because(Stage::Clearing, "its processes end") }
+    };
+    Plan { steps, next }
+}

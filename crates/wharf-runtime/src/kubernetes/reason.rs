@@ -1,0 +1,358 @@
+//! Why a pod is not ready: from its status and its events to words for a person, and to a verdict whether waiting helps.
+//! Pure.
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
+use serde::Serialize;
+
+/// Longest text that is taken over from the cluster or a sandbox.
+const LONGEST_TEXT: usize = 600;
+
+/// How far a sandbox has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// An older pod or a deleted sandbox of the same name ends first.
+    Clearing,
+    /// Its objects are being made.
+    Making,
+    Scheduling,
+    Mounting,
+    Pulling,
+    Starting,
+    /// sandboxd gets its identity.
+    Binding,
+}
+
+impl Stage {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clearing => "clearing",
+            Self::Making => "making",
+            Self::Scheduling => "scheduling",
+            Self::Mounting => "mounting",
+            Self::Pulling => "pulling",
+            Self::Starting => "starting",
+            Self::Binding => "binding",
+        }
+    }
+}
+
+/// What is being waited for, and why it takes so long, if that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Waiting {
+    pub(super) fn at(stage: Stage) -> Self {
+        Self { stage, reason: None }
+    }
+
+    pub(super) fn because(stage: Stage, reason: impl AsRef<str>) -> Self {
+        Self { stage, reason: Some(shown(reason.as_ref())).filter(|text| !text.is_empty()) }
+    }
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(f, "{}: {reason}", self.stage.as_str()),
+            None => f.write_str(self.stage.as_str()),
+        }
+    }
+}
+
+/// Why a pod will never be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    PullFailed,
+    StartFailed,
+    CrashLoop,
+    OutOfMemory,
+    Evicted,
+    /// Its processes have ended.
+    Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub message: String,
+}
+
+impl Failure {
+    fn new(kind: FailureKind, message: impl AsRef<str>) -> Self {
+        Self { kind, message: shown(message.as_ref()) }
+    }
+}
+
+/// What a pod's status says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has an address: sandboxd can be asked.
+    Reachable {
+        address: String,
+    },
+    Waiting(Waiting),
+    Failed(Failure),
+}
+
+/// What comes from a cluster or a sandbox, on one line and without control characters.
+pub(super) fn shown(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut safe: String = line.chars().filter(|character| !character.is_control()).take(LONGEST_TEXT).collect();
+    if line.chars().count() > LONGEST_TEXT {
+        safe.push('…');
+    }
+    safe
+}
+
+/// Judges a pod that is to run. `events` are those about it, in any order.
+pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
+    let Some(status) = &pod.status else { return Verdict::Waiting(Waiting::at(Stage::Scheduling)) };
+    let containers: Vec<&ContainerStatus> =
+        status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
+    match status.phase.as_deref() {
+        Some("Failed" | "Succeeded") => return Verdict::Failed(ended(pod, &containers)),
+        _ => {}
+    }
+    if let Some(failure) = containers.iter().find_map(|container| failure_of(container)) {
+        return Verdict::Failed(failure);
+    }
+    let running = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    if let Some(address) = status.pod_ip.as_ref().filter(|address| running && !address.is_empty()) {
+        return Verdict::Reachable { address: address.clone() };
+    }
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        return Verdict::Waiting(Waiting::because(Stage::Scheduling, condition.message.as_deref().unwrap_or_default()));
+    }
+    if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_none() {
+        return Verdict::Waiting(Waiting::at(Stage::Scheduling));
+    }
+    Verdict::Waiting(containers.iter().find_map(|container| waiting_of(container)).unwrap_or_else(|| told_by(events)))
+}
+
+/// How a pod that has ended came to its end.
+fn ended(pod: &Pod, containers: &[&ContainerStatus]) -> Failure {
+    let status = pod.status.as_ref();
+    let text = |text: Option<&String>| text.cloned().unwrap_or_default();
+    let reason = text(status.and_then(|status| status.reason.as_ref()));
+    let message = text(status.and_then(|status| status.message.as_ref()));
+    if reason == "Evicted" {
+        return Failure::new(FailureKind::Evicted, format!("its pod was evicted: {message}"));
+    }
+    if reason == "DeadlineExceeded" {
+        return Failure::new(FailureKind::Ended, "its deadline has passed");
+    }
+    let terminated = containers.iter().find_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0 || ended.reason.as_deref() == Some("OOMKilled"))
+            .then_some((container.name.as_str(), ended))
+    });
+    match terminated {
+        Some((_, ended)) if ended.reason.as_deref() == Some("OOMKilled") => Failure::new(
+            FailureKind::OutOfMemory,
+            "its processes took more memory than its limit, and the kernel killed it",
+        ),
+        Some((name, ended)) => {
+            let why = ended.message.clone().or_else(|| ended.reason.clone().filter(|reason| reason != "Error"));
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            Failure::new(FailureKind::Ended, format!("container `{name}` ended with code {}{why}", ended.exit_code))
+        }
+        None if reason.is_empty() && message.is_empty() => Failure::new(FailureKind::Ended, "its processes have ended"),
+        None => Failure::new(FailureKind::Ended, format!("its pod ended: {reason} {message}")),
+    }
+}
+
+/// A state of a container that waiting does not better.
+fn failure_of(container: &ContainerStatus) -> Option<Failure> {
+    let state = container.state.as_ref()?;
+    if let Some(ended) = &state.terminated {
+        let never_ran = matches!(ended.reason.as_deref(), Some("StartError" | "ContainerCannotRun"));
+        return never_ran.then(|| Failure::new(FailureKind::StartFailed, ended.message.as_deref().unwrap_or_default()));
+    }
+    let waiting = state.waiting.as_ref()?;
+    let message = waiting.message.as_deref().unwrap_or_default();
+    match waiting.reason.as_deref()? {
+        "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+            Some(Failure::new(FailureKind::PullFailed, message))
+        }
+        "ErrImagePull" | "ImagePullBackOff" if is_permanent(message) => {
+            Some(Failure::new(FailureKind::PullFailed, message))
+        }
+        "CreateContainerError" | "RunContainerError" | "PostStartHookError" => {
+            Some(Failure::new(FailureKind::StartFailed, message))
+        }
+        "CrashLoopBackOff" => {
+            let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            let last = last.map(|ended| format!(" (it ended with code {})", ended.exit_code)).unwrap_or_default();
+            Some(Failure::new(FailureKind::CrashLoop, format!("{message}{last}")))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a registry has said no, rather than nothing.
+fn is_permanent(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["not found", "manifest unknown", "unauthorized", "denied", "forbidden", "name unknown", "invalid reference"]
+        .iter()
+        .any(|no| message.contains(no))
+}
+
+fn waiting_of(container: &ContainerStatus) -> Option<Waiting> {
+    let waiting = match container.state.as_ref()? {
+        ContainerState { waiting: Some(waiting), .. } => waiting,
+        ContainerState { .. } => return None,
+    };
+    let message = waiting.message.as_deref().unwrap_or_default();
+    match waiting.reason.as_deref()? {
+        "ErrImagePull" | "ImagePullBackOff" | "RegistryUnavailable" => Some(Waiting::because(Stage::Pulling, message)),
+        // These two say nothing: events may.
+        "ContainerCreating" | "PodInitializing" => None,
+        _ => Some(Waiting::because(Stage::Starting, message)),
+    }
+}
+
+/// What the latest event that says something is about.
+fn told_by(events: &[Event]) -> Waiting {
+    let time = |event: &Event| {
+        let micro = event.event_time.as_ref().map(|time| time.0);
+        event.last_timestamp.as_ref().map(|time| time.0).max(micro)
+    };
+    let mut events: Vec<&Event> = events.iter().collect();
+    events.sort_by_key(|event| std::cmp::Reverse(time(event)));
+    for event in events {
+        let message = event.message.as_deref().unwrap_or_default();
+        match event.reason.as_deref() {
+            Some("FailedMount" | "FailedAttachVolume" | "FailedMapVolume") => {
+                return Waiting::because(Stage::Mounting, message);
+            }
+            Some("Pulling") => return Waiting::because(Stage::Pulling, message),
+            Some("FailedCreatePodSandBox" | "FailedPodSandBoxStatus" | "NetworkNotReady") => {
+                return Waiting::because(Stage::Starting, message);
+            }
+            Some("Pulled" | "Created" | "Started") => return Waiting::at(Stage::Starting),
+            _ => {}
+        }
+    }
+    Waiting::at(Stage::Starting)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(status: Value, events: Value, expected: &str) {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {}, "spec": { "containers": [], "nodeName": "node" }, "status": status
+        }))
+        .unwrap();
+        let events: Vec<Event> = serde_json::from_value(events).unwrap();
+        let verdict = match judge(&pod, &events) {
+            Verdict::Reachable { address } => format!("reachable at {address}"),
+            Verdict::Waiting(waiting) => format!("{waiting}"),
+            Verdict::Failed(failure) => format!("{:?}: {}", failure.kind, failure.message),
+        };
+        assert_eq!(verdict, expected);
+    }
+
+    fn container(state: Value) -> Value {
+        json!({ "phase": "Pending", "containerStatuses": [{
+            "name": "sandbox", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state
+        }] })
+    }
+
+    fn event(reason: &str, message: &str, time: &str) -> Value {
+        json!({ "metadata": {}, "involvedObject": {}, "reason": reason, "message": message, "lastTimestamp": time })
+    }
+
+    #[test]
+    fn a_pod_without_a_place_says_so_in_the_schedulers_words() {
+        let message = "0/3 nodes are available: 3 Insufficient memory.";
+        let status = json!({ "phase": "Pending", "conditions": [
+            { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message }
+        ] });
+        check(status, json!([]), &format!("scheduling: {message}"));
+    }
+
+    #[test]
+    fn an_image_that_a_registry_refuses_is_a_failure_and_one_that_does_not_answer_is_waited_for() {
+        let waiting =
+            |reason: &str, message: &str| container(json!({ "waiting": { "reason": reason, "message": message } }));
+        check(waiting("ErrImagePull", "x: not found"), json!([]), "PullFailed: x: not found");
+        check(waiting("ErrImageNeverPull", "not present"), json!([]), "PullFailed: not present");
+        check(waiting("ImagePullBackOff", "dial tcp: i/o timeout"), json!([]), "pulling: dial tcp: i/o timeout");
+    }
+
+    #[test]
+    fn a_mount_that_fails_is_told_by_events_the_latest_first() {
+        let events = json!([
+            event("Pulling", "Pulling image \"x\"", "2026-01-01T00:00:01Z"),
+            event("FailedMount", "MountVolume.SetUp failed", "2026-01-01T00:00:02Z"),
+        ]);
+        let creating = json!({ "waiting": { "reason": "ContainerCreating" } });
+        check(container(creating.clone()), events, "mounting: MountVolume.SetUp failed");
+        check(container(creating), json!([]), "starting");
+    }
+
+    #[test]
+    fn an_end_is_told_with_its_cause() {
+        let ended = |ended: Value| {
+            let mut status = container(json!({ "terminated": ended }));
+            status["phase"] = json!("Failed");
+            status
+        };
+        check(
+            ended(json!({ "exitCode": 137, "reason": "OOMKilled" })),
+            json!([]),
+            "OutOfMemory: its processes took more memory than its limit, and the kernel killed it",
+        );
+        check(
+            ended(json!({ "exitCode": 1, "reason": "Error" })),
+            json!([]),
+            "Ended: container `sandbox` ended with code 1",
+        );
+        let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" });
+        check(evicted, json!([]), "Evicted: its pod was evicted: low on memory");
+    }
+
+    #[test]
+    fn a_crash_loop_and_a_program_that_cannot_start_are_failures() {
+        let mut status = container(json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } }));
+        status["containerStatuses"][0]["lastState"] = json!({ "terminated": { "exitCode": 3 } });
+        check(status, json!([]), "CrashLoop: back-off (it ended with code 3)");
+        let start =
+            json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": "exec format error" } });
+        check(container(start), json!([]), "StartFailed: exec format error");
+    }
+
+    #[test]
+    fn a_running_pod_is_reachable_once_it_has_an_address() {
+        let mut status = container(json!({ "running": {} }));
+        check(status.clone(), json!([]), "starting");
+        status["podIP"] = json!("10.1.2.3");
+        check(status, json!([]), "reachable at 10.1.2.3");
+    }
+
+    #[test]
+    fn what_a_cluster_says_cannot_write_over_the_terminal() {
+        assert_eq!(shown("a\u{1b}[2J\nb\u{7}"), "a[2J b");
+        assert_eq!(shown(&"x".repeat(2000)).chars().count(), LONGEST_TEXT + 1);
+    }
+}

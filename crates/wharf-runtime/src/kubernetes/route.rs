@@ -1,0 +1,69 @@
+//! How our bytes reach sandboxd in a pod.
+
+use std::{fmt, io, net::IpAddr, pin::Pin, sync::Arc};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use wharf_client::{Dial, Route, RouteStream};
+
+use super::{cluster::Cluster, manifest::SERVER_PORT, names::Names, settings::RouteChoice};
+
+/// The way to a pod; `None` if `address` is none.
+///
+/// Outside a cluster nothing is ever sent to a pod's address by itself: it may be some other machine's there.
+pub(super) fn route(cluster: &Cluster, choice: RouteChoice, names: &Names, address: &str) -> Option<Route> {
+    let choice = match choice {
+        RouteChoice::Auto if cluster.is_inside() => RouteChoice::PodAddress,
+        RouteChoice::Auto => RouteChoice::PortForward,
+        chosen @ (RouteChoice::PodAddress | RouteChoice::Service | RouteChoice::PortForward) => chosen,
+    };
+    Some(match choice {
+        RouteChoice::PodAddress => Route::Tcp((address.parse::<IpAddr>().ok()?, SERVER_PORT).into()),
+        RouteChoice::Service => Route::Host(service_host(names, cluster.namespace()), SERVER_PORT),
+        RouteChoice::Auto | RouteChoice::PortForward => {
+            let pods = cluster.typed::<Pod>();
+            Route::Through(Arc::new(PortForward {
+                pods,
+                namespace: cluster.namespace().to_owned(),
+                pod: names.pod.clone(),
+            }))
+        }
+    })
+}
+
+/// The Service's name inside the cluster. The suffix is left to the resolver: it is not `cluster.local` everywhere.
+pub(super) fn service_host(names: &Names, namespace: &str) -> String {
+    format!("{}.{namespace}.svc", names.service)
+}
+
+/// A port-forward through the API server: a connection of its own for every stream, so that one that breaks takes no other
+/// along, and the next call makes a new one.
+#[derive(Clone)]
+struct PortForward {
+    pods: Api<Pod>,
+    namespace: String,
+    pod: String,
+}
+
+impl Dial for PortForward {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<RouteStream>> + Send + '_>> {
+        Box::pin(async {
+            let mut forwarder = self.pods.portforward(&self.pod, &[SERVER_PORT]).await.map_err(io::Error::other)?;
+            let stream = forwarder.take_stream(SERVER_PORT);
+            let stream = stream.ok_or_else(|| io::Error::other("the API server gave no stream"))?;
+            Ok(Box::new(stream) as RouteStream)
+        })
+    }
+}
+
+impl fmt::Display for PortForward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port-forward to {}/{}", self.namespace, self.pod)
+    }
+}
+
+impl fmt::Debug for PortForward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

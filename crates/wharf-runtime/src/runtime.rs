@@ -1,0 +1,328 @@
+//! Either of the two places, for those who do not care which.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use wharf_client::Route;
+use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
+
+use crate::{
+    Lifetime, Status,
+    kubernetes::{Found, KubernetesError, KubernetesRuntime, Report},
+    local::{Bounds, LocalError, LocalRuntime, Record, Wall},
+};
+
+/// Where sandboxes live.
+#[derive(Debug, Clone)]
+pub enum Runtime {
+    Local(LocalRuntime),
+    Kubernetes(Box<KubernetesRuntime>),
+}
+
+/// Why something could not be done with a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error(transparent)]
+    Kubernetes(#[from] Box<KubernetesError>),
+    /// On this machine a sandbox's name is a file's.
+    #[error(transparent)]
+    Name(#[from] IdError),
+    #[error(
+        "`image` is not valid: a local sandbox has this machine's files; images are for `--runtime kubernetes` (it was `{0}`)"
+    )]
+    Image(String),
+    #[error("sandbox `{0}` is suspended or has just ended")]
+    NoRoute(SandboxId),
+}
+
+impl From<KubernetesError> for RuntimeError {
+    fn from(error: KubernetesError) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
+/// What became of a sandbox, when a call to it failed.
+impl RuntimeError {
+    /// The sandbox has ended, is suspended or is not ready, and why.
+    pub fn not_running(&self) -> Option<&str> {
+        match self {
+            Self::Local(LocalError::NotRunning { reason, .. }) => Some(reason),
+            Self::Kubernetes(error) => match error.as_ref() {
+                KubernetesError::NotRunning { reason, .. } => Some(reason),
+                _ => None,
+            },
+            Self::Local(_) | Self::Name(_) | Self::Image(_) | Self::NoRoute(_) => None,
+        }
+    }
+}
+
+/// One sandbox as it was found.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub status: Status,
+    /// Seconds since the Unix epoch.
+    pub created_at: f64,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Local(Box<Record>),
+    Kubernetes(Box<Found>),
+}
+
+impl From<Record> for Sandbox {
+    fn from(record: Record) -> Self {
+        let (id, status, created_at) = (record.name.clone().into(), record.status(), record.created_at);
+        Self { id, status, created_at, place: Place::Local(Box::new(record)) }
+    }
+}
+
+impl From<Found> for Sandbox {
+    fn from(found: Found) -> Self {
+        let created_at = found.created_at.as_millisecond() as f64 / 1000.0;
+        Self {
+            id: found.id.clone(),
+            status: found.status.clone(),
+            created_at,
+            place: Place::Kubernetes(Box::new(found)),
+        }
+    }
+}
+
+impl Sandbox {
+    /// The way into it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run, or its key cannot be read, for instance by another user.
+    pub fn client(&self) -> Result<wharf_client::Sandbox, RuntimeError> {
+        match &self.place {
+            Place::Local(record) => Ok(wharf_client::Sandbox::new(Route::Unix(record.socket.clone()), record.key()?)),
+            Place::Kubernetes(found) => found.sandbox().ok_or_else(|| RuntimeError::NoRoute(self.id.clone())),
+        }
+    }
+
+    /// Walls that are missing, and what they mean; only a local sandbox tells.
+    pub fn walls(&self) -> &[Wall] {
+        match &self.place {
+            Place::Local(record) => &record.walls,
+            Place::Kubernetes(_) => &[],
+        }
+    }
+
+    /// Where its files are, in few words.
+    pub fn workspace(&self) -> String {
+        match &self.place {
+            Place::Local(record) => {
+                let mounted = || record.spec.mounts.first().map(|mount| mount.source.clone()).unwrap_or_default();
+                record.workspace.as_ref().map_or_else(mounted, |path| path.display().to_string())
+            }
+            Place::Kubernetes(found) => match found.anchor.objects.contains_key(&crate::kubernetes::Part::Workspace) {
+                true => format!("pvc/{}", found.names.pvc),
+                false => "none that stays".to_owned(),
+            },
+        }
+    }
+
+    /// All that a person or a program may know of it.
+    pub fn described(&self) -> serde_json::Value {
+        #[derive(Serialize)]
+        struct Local<'a> {
+            pid: Option<i32>,
+            socket: &'a PathBuf,
+            workspace: Option<&'a PathBuf>,
+            walls: &'a [Wall],
+            bounds: Bounds,
+            spec: &'a SandboxSpec,
+        }
+        let mut all = serde_json::json!({ "name": self.id });
+        let mut add = |more: serde_json::Value| {
+            if let (Some(all), serde_json::Value::Object(more)) = (all.as_object_mut(), more) {
+                all.extend(more);
+            }
+        };
+        add(serde_json::json!(self.status));
+        add(serde_json::json!({ "created_at": self.created_at }));
+        match &self.place {
+            Place::Local(record) => add(serde_json::json!(Local {
+                pid: record.pid(),
+                socket: &record.socket,
+                workspace: record.workspace.as_ref(),
+                walls: &record.walls,
+                bounds: record.bounds,
+                spec: &record.spec,
+            })),
+            Place::Kubernetes(found) => add(found.described()),
+        }
+        all
+    }
+}
+
+impl Runtime {
+    /// Makes a sandbox and waits until sandboxd answers in it. `report` hears how far it is, where that takes a while.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError`]; nothing is left behind then.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may leave a sandbox: [`Runtime::remove`] or [`Runtime::collect_garbage`] removes it.
+    pub async fn create(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+        report: Report<'_>,
+    ) -> Result<Sandbox, RuntimeError> {
+        match self {
+            Self::Local(local) => {
+                if let Some(image) = &spec.image {
+                    return Err(RuntimeError::Image(image.clone()));
+                }
+                Ok(local.create(local_name(id)?, spec, lifetime).await?.into())
+            }
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.create(id, spec, lifetime, report).await?.into()),
+        }
+    }
+
+    /// The sandbox of this id.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub async fn get(&self, id: &SandboxId) -> Result<Sandbox, RuntimeError> {
+        match self {
+            Self::Local(local) => Ok(local.get(&local_name(id)?)?.into()),
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.get(id).await?.into()),
+        }
+    }
+
+    /// The sandbox of this id, if it is usable.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it does not run: [`RuntimeError::not_running`].
+    pub async fn get_ready(&self, id: &SandboxId, report: Report<'_>) -> Result<Sandbox, RuntimeError> {
+        match self {
+            Self::Local(local) => Ok(local.get_ready(&local_name(id)?)?.into()),
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.get_ready(id, report).await?.into()),
+        }
+    }
+
+    /// All sandboxes, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not tell.
+    pub async fn list(&self) -> Result<Vec<Sandbox>, RuntimeError> {
+        match self {
+            Self::Local(local) => Ok(local.list().into_iter().map(Sandbox::from).collect()),
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.list().await?.into_iter().map(Sandbox::from).collect()),
+        }
+    }
+
+    /// Ends what runs in a sandbox and keeps its workspace.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it does not end.
+    pub async fn suspend(&self, id: &SandboxId, report: Report<'_>) -> Result<(), RuntimeError> {
+        match self {
+            Self::Local(local) => {
+                let name = local_name(id)?;
+                blocking(local, move |local| local.suspend(&name)).await
+            }
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.suspend(id, report).await?),
+        }
+    }
+
+    /// Starts a suspended or ended sandbox again, with its workspace and its key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::create`].
+    pub async fn resume(&self, id: &SandboxId, report: Report<'_>) -> Result<Sandbox, RuntimeError> {
+        match self {
+            Self::Local(local) => Ok(local.resume(&local_name(id)?).await?.into()),
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.resume(id, report).await?.into()),
+        }
+    }
+
+    /// Ends a sandbox and removes all that belongs to it; `false` if there was nothing.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub async fn remove(&self, id: &SandboxId, report: Report<'_>) -> Result<bool, RuntimeError> {
+        match self {
+            Self::Local(local) => {
+                let name = local_name(id)?;
+                blocking(local, move |local| local.remove(&name)).await
+            }
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.remove(id, report).await?),
+        }
+    }
+
+    /// Removes what programs that were killed left half made; gives the ids.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Vec<SandboxId>, RuntimeError> {
+        match self {
+            Self::Local(local) => {
+                let removed = blocking(local, |local| Ok(local.collect_garbage())).await?;
+                Ok(removed.into_iter().map(SandboxId::from).collect())
+            }
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.collect_garbage(report).await?),
+        }
+    }
+
+    /// Says that a throw-away sandbox is needed, for as long as this is polled.
+    pub async fn hold(&self, id: &SandboxId) {
+        match self {
+            // Its record names this process.
+            Self::Local(_) => std::future::pending().await,
+            Self::Kubernetes(kubernetes) => kubernetes.renew_lease(id).await,
+        }
+    }
+
+    /// sandboxd's own log.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub async fn log(&self, id: &SandboxId) -> Result<Vec<u8>, RuntimeError> {
+        match self {
+            Self::Local(local) => {
+                let path = local.get(&local_name(id)?)?.log();
+                let read = std::fs::read(&path);
+                Ok(read.map_err(|source| LocalError::State { action: "read", path, source })?)
+            }
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.log(id).await?.into_bytes()),
+        }
+    }
+}
+
+fn local_name(id: &SandboxId) -> Result<SandboxName, IdError> {
+    id.as_str().parse()
+}
+
+/// Ending processes and removing files block.
+async fn blocking<T: Send + 'static>(
+    local: &LocalRuntime,
+    work: impl FnOnce(&LocalRuntime) -> Result<T, LocalError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let local = local.clone();
+    let done = tokio::task::spawn_blocking(move || work(&local)).await;
+    Ok(done.map_err(|error| LocalError::State {
+        action: "end what is in",
+        path: PathBuf::from("sandboxes"),
+        source: std::io::Error::other(error),
+    })??)
+}
