@@ -215,7 +215,8 @@ impl Namespace {
             tail_lines: Some(LOG_LINES),
             ..LogParams::default()
         };
-        let log = self.api::<Pod>().logs(pod, &wanted).await.unwrap_or_else(|error| format!("no log: {error}"));
+        // Where there is none, the state above says why.
+        let log = self.api::<Pod>().logs(pod, &wanted).await.unwrap_or_default();
         for line in log.lines() {
             let _ = writeln!(text, "  | {line}");
         }

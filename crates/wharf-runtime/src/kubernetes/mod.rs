@@ -14,6 +14,8 @@ mod observe;
 mod operation;
 mod part;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod reason;
 mod route;
 pub mod settings;

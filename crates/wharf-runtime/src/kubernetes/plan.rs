@@ -223,6 +223,8 @@ fn running(
         }
     }
     if !in_the_way.is_empty() {
+        // A pod would take hold of a claim that is on its way out.
+        steps.retain(|step| *step != Step::Apply(Part::Pod));
         let waiting = Waiting::because(Stage::Clearing, "an older pod of this sandbox is still ending");
         return Plan { steps, next: Next::Await { parts: in_the_way, waiting } };
     }

@@ -1,5 +1,5 @@
 //! What a request to an API server is about, from its method, path, query and headers.
-//! https://kubernetes.io/docs/reference/using-api/api-concepts/ has the shapes of paths.
+//! <https://kubernetes.io/docs/reference/using-api/api-concepts/> has the shapes of paths.
 
 use std::fmt;
 
