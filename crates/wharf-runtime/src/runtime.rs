@@ -268,6 +268,18 @@ impl Runtime {
         }
     }
 
+    /// Ends a throw-away sandbox; what is left of it then goes by itself.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub async fn discard(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        match self {
+            Self::Local(_) => self.remove(id, &|_| {}).await.map(drop),
+            Self::Kubernetes(kubernetes) => Ok(kubernetes.discard(id).await?),
+        }
+    }
+
     /// Removes what programs that were killed left half made; gives the ids.
     ///
     /// # Errors

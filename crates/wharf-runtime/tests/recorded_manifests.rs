@@ -3,6 +3,8 @@
 //! What is sent beside the objects is left out on both sides: `apiVersion` and `kind`, which the original leaves to the
 //! path in places, and the namespace.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};

@@ -236,7 +236,7 @@ async fn run_once(runtime: &Runtime, arguments: Run, form: OutputForm) -> anyhow
         () = runtime.hold(&id) => Err(anyhow!("the sandbox was removed by somebody else")),
     };
     let waiting = Progress::waiting(format!("removing `{id}`"));
-    if let Err(error) = runtime.remove(&id, &|stage| waiting.stage(stage)).await {
+    if let Err(error) = runtime.discard(&id).await {
         anstream::eprintln!("warning: sandbox `{id}` is left behind: {error}");
     }
     drop(waiting);

@@ -59,7 +59,8 @@ pub(super) struct NewAnchor {
     pub(super) id: SandboxId,
     pub(super) profile: Profile,
     pub(super) creation: String,
-    pub(super) leased_until: Timestamp,
+    /// As [`Anchor::leased_until`].
+    pub(super) leased_until: Option<Timestamp>,
     pub(super) key: Secret,
     pub(super) bind_secret: Secret,
     pub(super) bind: BindRequest,
@@ -67,7 +68,7 @@ pub(super) struct NewAnchor {
 
 impl NewAnchor {
     pub(super) fn manifest(&self, installation: &str, names: &Names, objects: &Objects) -> Value {
-        json!({
+        let mut manifest = json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "type": SECRET_TYPE,
@@ -79,7 +80,6 @@ impl NewAnchor {
                     labels::PROFILE: profile_name(self.profile),
                     labels::DESIRED: Wanted::Running.as_str(),
                     labels::CREATION: self.creation,
-                    labels::LEASED_UNTIL: self.leased_until.to_string(),
                 },
             },
             "stringData": {
@@ -88,7 +88,11 @@ impl NewAnchor {
                 BIND: json!(self.bind).to_string(),
                 OBJECTS: json!(objects).to_string(),
             },
-        })
+        });
+        if let Some(until) = self.leased_until {
+            manifest["metadata"]["annotations"][labels::LEASED_UNTIL] = json!(until.to_string());
+        }
+        manifest
     }
 }
 

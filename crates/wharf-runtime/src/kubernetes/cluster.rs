@@ -13,13 +13,15 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use kube::{
     Api, Client, Config,
-    client::ClientBuilder,
+    client::{ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig},
     core::DynamicObject,
 };
 use tokio::{sync::OnceCell, time::Instant};
+use tower::{BoxError, ServiceBuilder};
 
 use super::{
     manifest::Carried,
@@ -127,9 +129,8 @@ impl Cluster {
         config.default_retry = false;
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
         let server = config.cluster_url.to_string();
-        let client = ClientBuilder::try_from(config)
-            .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?
-            .build();
+        let client = client(config)
+            .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?;
         Ok(Self { client, namespace, server, inside, answered: Arc::default(), minor: Arc::default() })
     }
 
@@ -216,6 +217,26 @@ impl Cluster {
             }
         }
     }
+}
+
+/// A client as kube makes it, but that no small packet waits for another: on a connection with Nagle's algorithm the
+/// first call after a handshake takes 40 ms more (measured: a port-forward opens in 14 ms and not in 56).
+fn client(config: Config) -> kube::Result<Client> {
+    if config.proxy_url.is_some() {
+        return Ok(ClientBuilder::try_from(config)?.build());
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(config.connect_timeout);
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
+    Ok(Client::new(service, config.default_namespace))
 }
 
 fn random_fraction() -> f64 {

@@ -7,7 +7,7 @@ use wharf_client::Sandbox;
 use wharf_protocol::{Environment, SandboxId};
 
 use super::{
-    KubernetesError, KubernetesRuntime, LOOK_PATIENCE, Profile, Request, Workspace, new_anchor, objects,
+    Before, KubernetesError, KubernetesRuntime, LOOK_PATIENCE, Profile, Request, Workspace, new_anchor, objects,
     operation::{Aim, Operation, Report},
     part::Part,
 };
@@ -58,7 +58,7 @@ impl KubernetesRuntime {
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; a sandbox that this call has made and that does not start is removed.
+    /// [`SessionError`]; of a sandbox that does not start, what this call has made is removed.
     ///
     /// # Cancel safety
     ///
@@ -106,15 +106,17 @@ impl KubernetesRuntime {
             deadline_seconds: None,
         };
         let objects = objects(id, &self.settings, &request);
-        let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request);
-        let aim = match options.attach_to_existing {
+        let before = Before::of(operation.observed());
+        let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request, before);
+        // A pod that the original has left has no anchor yet.
+        let anchored = operation.observed().get(Part::Anchor).is_some();
+        let aim = match options.attach_to_existing && anchored {
             true => Aim::Running { objects: None, anchor: None },
             false => Aim::Running { objects: Some(&objects), anchor: Some(&anchor) },
         };
         let roll_back = async |operation: &Operation<'_>| {
             if operation.anchor().is_ok_and(|made| made.creation == anchor.creation) {
-                // The first error is the one to tell.
-                let _ = self.remove(id, report).await;
+                self.undo(id, before, report).await;
             }
         };
         let address = match operation.reach(&aim).await {

@@ -167,7 +167,7 @@ impl KubernetesRuntime {
     ///
     /// # Errors
     ///
-    /// [`KubernetesError::Exists`] if it has been made before. One that this call has made and that does not start is
+    /// [`KubernetesError::Exists`] if it has been made before. Of one that does not start, what this call has made is
     /// removed.
     ///
     /// # Cancel safety
@@ -183,18 +183,23 @@ impl KubernetesRuntime {
     ) -> Result<Found, KubernetesError> {
         let settings = shaped(&self.settings, spec)?;
         let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
+        let parts: Vec<Part> = operation.all_parts().filter(|part| settings.ingress.enabled || *part != Part::Ingress).collect();
+        let deadline = Instant::now() + LOOK_PATIENCE;
+        let (carried, observed) =
+            tokio::join!(self.cluster.carried(&settings, deadline), operation.observe(parts));
         let request = Request {
             workspace: match lifetime {
                 Lifetime::Kept => Workspace::Claimed,
                 Lifetime::OfThisProcess => Workspace::Ephemeral,
             },
-            carried: self.cluster.carried(&settings, Instant::now() + LOOK_PATIENCE).await?,
+            carried: carried?,
             plugins: Vec::new(),
             deadline_seconds: spec.deadline_seconds,
         };
         let objects = objects(id, &settings, &request);
-        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request);
-        operation.observe([Part::Anchor].into_iter().chain(objects.keys().copied())).await?;
+        observed?;
+        let before = Before::of(operation.observed());
+        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
         if operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating)
             && operation.anchor().is_ok_and(|there| there.id == *id && there.leased_until.is_none())
         {
@@ -202,10 +207,18 @@ impl KubernetesRuntime {
         }
         let made = self.bring_up(&mut operation, &objects, &anchor, lifetime).await;
         if made.is_err() && operation.anchor().is_ok_and(|there| there.creation == anchor.creation) {
-            // The first error is the one to tell.
-            let _ = self.remove(id, report).await;
+            self.undo(id, before, report).await;
         }
         made
+    }
+
+    /// Takes back what a call has made of a sandbox that does not start. The error of the start is the one to tell.
+    async fn undo(&self, id: &SandboxId, before: Before, report: Report<'_>) {
+        let _ = match before {
+            Before::Nothing => self.remove(id, report).await.map(drop),
+            Before::Workspace => self.suspend(id, report).await,
+            Before::Pod => Ok(()),
+        };
     }
 
     async fn bring_up(
@@ -373,6 +386,17 @@ impl KubernetesRuntime {
         Ok(there)
     }
 
+    /// Tells the cluster to remove a sandbox and all that belongs to it, and does not wait until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not take it.
+    pub async fn discard(&self, id: &SandboxId) -> Result<(), KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, &|_| {});
+        operation.observe([Part::Anchor, Part::Pod]).await?;
+        operation.begin(&Aim::Gone).await
+    }
+
     /// Removes what killed programs have left: sandboxes that were never done, and throw-away ones nobody needs any more.
     /// Gives their ids.
     ///
@@ -445,7 +469,7 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
         creation: LATER.to_owned(),
         key: Secret::new(LATER),
         bind_secret: Secret::new(LATER),
-        ..new_anchor(id, settings, environment.clone(), request)
+        ..new_anchor(id, settings, environment.clone(), request, Before::Nothing)
     }
     .manifest(&settings.installation, &names, &objects);
     anchor["stringData"] = json!({ "bind": LATER, "bind-secret": LATER, "key": LATER, "objects": LATER });
@@ -464,7 +488,36 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
     all
 }
 
-fn new_anchor(id: &SandboxId, settings: &Settings, environment: Environment, request: &Request) -> NewAnchor {
+/// What there was of a sandbox that has no anchor yet: the original marks nothing. A user's files may be in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Workspace,
+    /// One that has not ended.
+    Pod,
+}
+
+impl Before {
+    fn of(observed: &Observed) -> Self {
+        let unmarked = |part: Part| {
+            let seen = observed.get(part).filter(|seen| !seen.terminating);
+            seen.filter(|seen| seen.object["metadata"]["labels"][labels::INSTALLATION].is_null())
+        };
+        match (unmarked(Part::Pod), unmarked(Part::Workspace)) {
+            (Some(pod), _) if !pod.has_ended() => Self::Pod,
+            (_, Some(_)) => Self::Workspace,
+            (_, None) => Self::Nothing,
+        }
+    }
+}
+
+fn new_anchor(
+    id: &SandboxId,
+    settings: &Settings,
+    environment: Environment,
+    request: &Request,
+    before: Before,
+) -> NewAnchor {
     let patience = SignedDuration::try_from(settings.start_timeout).unwrap_or(LEASE);
     let mut all = Environment::new();
     if settings.profile == Profile::Wharf {
@@ -476,8 +529,9 @@ fn new_anchor(id: &SandboxId, settings: &Settings, environment: Environment, req
         id: id.clone(),
         profile: settings.profile,
         creation: random_hex(8),
-        // Long enough to be made; what is made is kept, or its maker says again that it is needed.
-        leased_until: Timestamp::now() + patience + LEASE,
+        // Long enough to be made; what is made is kept, or its maker says again that it is needed. What was there before
+        // is never garbage.
+        leased_until: (before == Before::Nothing).then(|| Timestamp::now() + patience + LEASE),
         key: Secret::new(random_hex(32)),
         bind_secret: Secret::new(random_hex(32)),
         bind: BindRequest {

@@ -30,7 +30,7 @@ use super::{
     names::Names,
     observe::Observed,
     part::Part,
-    plan::{Desired, Goal, Next, Refusal, Step, plan},
+    plan::{Desired, Goal, Next, Plan, Refusal, Step, plan},
     reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge, shown},
     settings::Profile,
 };
@@ -134,26 +134,37 @@ impl<'a> Operation<'a> {
         Part::ALL.into_iter().filter(move |part| profile == Profile::OpenHands || *part != Part::CodeService)
     }
 
+    fn plan(&self, aim: &Aim<'_>) -> Plan {
+        let goal = match aim {
+            Aim::Running { objects, anchor } => {
+                Goal::Running { objects: *objects, create: anchor.is_some(), made: &self.made }
+            }
+            Aim::Suspended => Goal::Suspended,
+            Aim::Gone => Goal::Gone,
+        };
+        let desired = Desired {
+            id: self.id.as_str(),
+            names: &self.names,
+            profile: self.profile,
+            installation: &self.settings.installation,
+            goal,
+        };
+        plan(&desired, &self.observed)
+    }
+
+    /// Carries out the next steps towards the aim, and does not wait for what comes of them.
+    pub(super) async fn begin(&mut self, aim: &Aim<'_>) -> Result<(), KubernetesError> {
+        let plan = self.plan(aim);
+        if let Next::Refused(refusal) = plan.next {
+            return Err(refusal.into());
+        }
+        self.carry_out(plan.steps, aim).await
+    }
+
     /// Goes on until the aim is reached; a sandbox that is to run is reachable then, at the address that is given.
     pub(super) async fn reach(&mut self, aim: &Aim<'_>) -> Result<Option<String>, KubernetesError> {
         loop {
-            let plan = {
-                let goal = match aim {
-                    Aim::Running { objects, anchor } => {
-                        Goal::Running { objects: *objects, create: anchor.is_some(), made: &self.made }
-                    }
-                    Aim::Suspended => Goal::Suspended,
-                    Aim::Gone => Goal::Gone,
-                };
-                let desired = Desired {
-                    id: self.id.as_str(),
-                    names: &self.names,
-                    profile: self.profile,
-                    installation: &self.settings.installation,
-                    goal,
-                };
-                plan(&desired, &self.observed)
-            };
+            let plan = self.plan(aim);
             self.carry_out(plan.steps, aim).await?;
             match plan.next {
                 Next::Again => self.in_time()?,
@@ -315,10 +326,11 @@ impl<'a> Operation<'a> {
                 }
             },
         }
-        if about_pod && let Some(pod) = self.observed.get(Part::Pod) {
-            if let Verdict::Waiting(waiting) = judge(&pod.pod(), &self.events) {
-                self.tell(waiting);
-            }
+        if about_pod
+            && let Some(pod) = self.observed.get(Part::Pod)
+            && let Verdict::Waiting(waiting) = judge(&pod.pod(), &self.events)
+        {
+            self.tell(waiting);
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ impl World {
             id: "box".parse().unwrap(),
             profile: self.settings.profile,
             creation: "c".to_owned(),
-            leased_until: Timestamp::UNIX_EPOCH,
+            leased_until: Some(Timestamp::UNIX_EPOCH),
             key: Secret::new("k"),
             bind_secret: Secret::new("b"),
             bind: BindRequest {

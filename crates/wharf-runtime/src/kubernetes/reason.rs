@@ -115,9 +115,8 @@ pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     let Some(status) = &pod.status else { return Verdict::Waiting(Waiting::at(Stage::Scheduling)) };
     let containers: Vec<&ContainerStatus> =
         status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
-    match status.phase.as_deref() {
-        Some("Failed" | "Succeeded") => return Verdict::Failed(ended(pod, &containers)),
-        _ => {}
+    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+        return Verdict::Failed(ended(pod, &containers));
     }
     if let Some(failure) = containers.iter().find_map(|container| failure_of(container)) {
         return Verdict::Failed(failure);

@@ -14,14 +14,18 @@ struct Server {
     seen: Arc<Mutex<Vec<String>>>,
     /// What watches stream, the first one only.
     lines: mpsc::UnboundedSender<&'static str>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 type Lines = Arc<Mutex<Option<mpsc::UnboundedReceiver<&'static str>>>>;
 
 impl Server {
     async fn start() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        Self::start_at(([127, 0, 0, 1], 0).into()).await
+    }
+
+    async fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (lines, receiver) = mpsc::unbounded_channel();
@@ -45,7 +49,7 @@ impl Server {
                 }
             }
         });
-        Self { address, seen, lines, _tasks: tasks }
+        Self { address, seen, lines, tasks }
     }
 
     fn seen(&self) -> Vec<String> {
@@ -376,11 +380,15 @@ async fn a_dropped_proxy_leaves_no_connection() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_reached_is_a_cut_connection() {
-    let address = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
-    let proxy = FaultProxy::start(Config::new(format!("http://{address}").parse().unwrap())).await;
-    client_of(&proxy).request_text(Request::get(PODS).body(Vec::new()).unwrap()).await.unwrap_err();
-    assert!(matches!(proxy.calls()[0].outcome, Outcome::Cut(_)));
+async fn while_the_server_is_away_connections_are_cut() {
+    let mut bench = Bench::start().await;
+    bench.create().await.unwrap();
+    let address = bench.server.address;
+    bench.server.tasks.shutdown().await;
+    bench.create().await.unwrap_err();
+    bench.server = Server::start_at(address).await;
+    assert_eq!(bench.create().await.unwrap(), created());
+    assert_eq!(bench.calls(), ["create pods: 201", "create pods: cut", "create pods: 201"]);
 }
 
 #[tokio::test]

@@ -165,13 +165,11 @@ fn metadata(name: &str, labels: Value, settings: &Settings) -> Value {
     metadata
 }
 
-/// An Ingress with one rule a host; each of its paths leads to a port of a Service.
-fn ingress(
-    name: &str,
-    settings: &Settings,
-    hosts: &[String],
-    routes: Vec<(String, Vec<(String, &str, u16)>)>,
-) -> Value {
+/// A host and its paths, each with the Service and the port that it leads to.
+type HostRoutes<'a> = (String, Vec<(String, &'a str, u16)>);
+
+/// An Ingress with one rule a host.
+fn ingress(name: &str, settings: &Settings, hosts: &[String], routes: Vec<HostRoutes<'_>>) -> Value {
     let ingress = &settings.ingress;
     let rules: Vec<_> = routes
         .into_iter()

@@ -1,0 +1,195 @@
+//! How long a sandbox in a cluster takes, beside a bare pod in the same run.
+//!
+//! `tests/cluster/run cargo run --release -p wharf-kubernetes-tests --bin kubernetes-bench`; all load stays in a namespace
+//! of its own, which goes at the end.
+#![allow(clippy::print_stdout, reason = "it prints a table")]
+#![allow(clippy::unwrap_used, reason = "a failed measurement ends it")]
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, TryStreamExt, future::join_all};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams, WatchEvent, WatchParams},
+};
+use serde_json::json;
+use wharf_kubernetes_tests::{
+    cluster::{Cluster, Namespace, with_namespace},
+    fault_proxy::FaultProxy,
+};
+use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
+use wharf_runtime::{
+    Lifetime,
+    kubernetes::{self, KubernetesRuntime, Settings, settings::Sources},
+};
+
+const IMAGE: &str = "localhost/wharf/debian:test";
+const ROUNDS: usize = 15;
+
+fn main() {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+        // A cluster that is missing is told before anything is made.
+        Cluster::find().await;
+        with_namespace("bench", async |namespace| measure(&namespace).await).await;
+    });
+}
+
+async fn measure(namespace: &Namespace) {
+    let mut times: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let inside = runtime(namespace, "pod-address");
+    let outside = runtime(namespace, "port-forward");
+    // Images are there and caches warm before the first figure.
+    bare_pod(namespace, 0).await;
+    first_byte(&inside, 0, Lifetime::OfThisProcess).await;
+    // Turn by turn, so that what else the machine does meets all of them.
+    for round in 1..=ROUNDS {
+        times.entry("bare").or_default().push(bare_pod(namespace, round).await);
+        for (what, runtime, lifetime) in [
+            ("run, pod address", &inside, Lifetime::OfThisProcess),
+            ("run, port-forward", &outside, Lifetime::OfThisProcess),
+            ("create, pod address", &inside, Lifetime::Kept),
+        ] {
+            times.entry(what).or_default().push(first_byte(runtime, round, lifetime).await);
+        }
+    }
+    let median = |what: &str| {
+        let mut sorted = times[what].clone();
+        sorted.sort();
+        sorted[sorted.len() / 2]
+    };
+    let bare = median("bare");
+    println!("bare pod, create to Running: {} ms (median of {ROUNDS})", bare.as_millis());
+    for what in ["run, pod address", "run, port-forward", "create, pod address"] {
+        let time = median(what);
+        let ratio = time.as_secs_f64() / bare.as_secs_f64();
+        println!("{what}, create to the first byte: {} ms, {ratio:.2} of a bare pod", time.as_millis());
+    }
+    many(&inside).await;
+    calls(namespace).await;
+}
+
+fn settings(namespace: &str, route: &str) -> Settings {
+    let toml = format!(
+        "[kubernetes]\nnamespace = \"{namespace}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
+         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\nroute = \"{route}\"\n"
+    );
+    let sources = Sources {
+        toml: Some(&toml),
+        environment: &BTreeMap::new(),
+        overrides: Default::default(),
+        process_uid: 0,
+    };
+    Settings::load(&sources).unwrap().settings
+}
+
+fn runtime(namespace: &Namespace, route: &str) -> KubernetesRuntime {
+    let config = namespace.config.clone();
+    let cluster = kubernetes::Cluster::of_config(config, Some(&namespace.name), true).unwrap();
+    KubernetesRuntime::new(cluster, settings(&namespace.name, route))
+}
+
+/// From the request to the phase `Running`, as a watch tells it: the pod that anybody makes who says nothing else.
+async fn bare_pod(namespace: &Namespace, round: usize) -> Duration {
+    let api: Api<Pod> = namespace.api();
+    let name = format!("bare-{round}");
+    let pod = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{
+                "name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "1000"],
+                "resources": { "requests": { "cpu": "20m", "memory": "64Mi" } },
+            }],
+        },
+    }))
+    .unwrap();
+    let started = Instant::now();
+    let made = api.create(&PostParams::default(), &pod).await.unwrap();
+    let watch = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let mut changes = api.watch(&watch, &made.metadata.resource_version.unwrap()).await.unwrap().boxed();
+    while let Some(change) = changes.try_next().await.unwrap() {
+        if let WatchEvent::Modified(pod) = change
+            && pod.status.and_then(|status| status.phase).as_deref() == Some("Running")
+        {
+            break;
+        }
+    }
+    let took = started.elapsed();
+    api.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await.unwrap();
+    took
+}
+
+/// From nothing to the first byte that the first command in a sandbox prints.
+async fn first_byte(runtime: &KubernetesRuntime, round: usize, lifetime: Lifetime) -> Duration {
+    let id: SandboxId = format!("first-{round}").parse().unwrap();
+    let started = Instant::now();
+    ask(runtime, &id, lifetime).await;
+    let took = started.elapsed();
+    runtime.remove(&id, &|_| {}).await.unwrap();
+    took
+}
+
+async fn ask(runtime: &KubernetesRuntime, id: &SandboxId, lifetime: Lifetime) {
+    let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+    let found = runtime.create(id, &spec, lifetime, &|_| {}).await.unwrap();
+    let sandbox = found.sandbox().unwrap();
+    let request = ExecRequest { argv: ["echo", "hello"].map(str::to_owned).to_vec(), ..ExecRequest::default() };
+    let mut output = sandbox.exec(&request).await.unwrap().attach(0);
+    let Some(Frame::Output { data, .. }) = output.next().await.unwrap() else { panic!("no output of `{id}`") };
+    assert_eq!(data, "hello\n".as_bytes());
+}
+
+/// Fifty one after another, and twenty at once.
+async fn many(runtime: &KubernetesRuntime) {
+    let started = Instant::now();
+    for number in 0..50 {
+        let id: SandboxId = format!("row-{number}").parse().unwrap();
+        ask(runtime, &id, Lifetime::OfThisProcess).await;
+        runtime.remove(&id, &|_| {}).await.unwrap();
+    }
+    let each = started.elapsed() / 50;
+    println!("50 one after another, made, used and removed: {} ms each", each.as_millis());
+    let ids: Vec<SandboxId> = (0..20).map(|number| format!("crowd-{number}").parse().unwrap()).collect();
+    let started = Instant::now();
+    join_all(ids.iter().map(|id| ask(runtime, id, Lifetime::OfThisProcess))).await;
+    println!("20 at once, until the last has printed: {} ms", started.elapsed().as_millis());
+    let started = Instant::now();
+    for removed in join_all(ids.iter().map(|id| runtime.remove(id, &|_| {}))).await {
+        removed.unwrap();
+    }
+    println!("20 at once removed: {} ms", started.elapsed().as_millis());
+}
+
+/// What the API server is asked in a sandbox's life, inside a cluster.
+async fn calls(namespace: &Namespace) {
+    let proxy = FaultProxy::start(namespace.config.clone()).await;
+    let config = proxy.kube_config(&namespace.name);
+    let cluster = kubernetes::Cluster::of_config(config, Some(&namespace.name), true).unwrap();
+    let runtime = KubernetesRuntime::new(cluster, settings(&namespace.name, "pod-address"));
+    let id: SandboxId = "counted".parse().unwrap();
+    let mut before = 0;
+    let mut told = |what: &str| {
+        let calls = proxy.calls();
+        let each: Vec<_> = calls[before..].iter().map(|call| format!("{} {}", call.method, call.path)).collect();
+        let short = |call: &String| call.replace(&format!("/namespaces/{}", namespace.name), "");
+        println!("calls to the API server, {what}: {}", each.len());
+        for call in &each {
+            println!("    {}", short(call));
+        }
+        before = calls.len();
+    };
+    ask(&runtime, &id, Lifetime::Kept).await;
+    told("create and the first command");
+    runtime.get_ready(&id, &|_| {}).await.unwrap();
+    told("every later command");
+    runtime.suspend(&id, &|_| {}).await.unwrap();
+    told("suspend");
+    runtime.resume(&id, &|_| {}).await.unwrap();
+    told("resume");
+    runtime.remove(&id, &|_| {}).await.unwrap();
+    told("remove");
+}
