@@ -1,10 +1,13 @@
 //! What is going on, on standard error, when it takes more than a second and a person looks on.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::{io::AsyncRead, task::JoinHandle};
-use wharf_runtime::kubernetes::Waiting;
+use wharf_runtime::kubernetes::{Stage, Waiting};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(120);
@@ -14,7 +17,34 @@ const TICK: Duration = Duration::from_millis(120);
 pub(crate) struct Progress {
     bar: ProgressBar,
     what: String,
+    stages: Mutex<Stages>,
     appearing: JoinHandle<()>,
+}
+
+/// The stages that are done with the time that each took, and the one that is going on.
+#[derive(Debug, Default)]
+struct Stages {
+    done: Vec<(Stage, Duration)>,
+    current: Option<(Stage, Instant)>,
+}
+
+impl Stages {
+    fn enter(&mut self, stage: Stage, now: Instant) {
+        match self.current {
+            Some((current, _)) if current == stage => {}
+            _ => {
+                if let Some((ended, since)) = self.current.replace((stage, now)) {
+                    self.done.push((ended, now - since));
+                }
+            }
+        }
+    }
+
+    /// `scheduling 2.1s, pulling 14.0s, ` for what is done.
+    fn told(&self) -> String {
+        let one = |(stage, took): &(Stage, Duration)| format!("{} {:.1}s, ", stage.as_str(), took.as_secs_f64());
+        self.done.iter().map(one).collect()
+    }
 }
 
 impl Progress {
@@ -25,7 +55,9 @@ impl Progress {
 
     /// Says how far it is by now, and why it takes so long.
     pub(crate) fn stage(&self, waiting: &Waiting) {
-        self.bar.set_message(format!("{}: {waiting}", self.what));
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        stages.enter(waiting.stage, Instant::now());
+        self.bar.set_message(format!("{}: {}{waiting}", self.what, stages.told()));
     }
 
     /// Counts bytes; see [`Progress::read`].
@@ -45,7 +77,7 @@ impl Progress {
             shown.set_draw_target(ProgressDrawTarget::stderr());
             shown.enable_steady_tick(TICK);
         });
-        Self { bar, what, appearing }
+        Self { bar, what, stages: Mutex::default(), appearing }
     }
 
     /// Counts what is read through it.
@@ -68,5 +100,22 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.appearing.abort();
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stage_is_told_with_its_time() {
+        let start = Instant::now();
+        let mut stages = Stages::default();
+        for (stage, millis) in
+            [(Stage::Making, 0), (Stage::Scheduling, 100), (Stage::Scheduling, 900), (Stage::Pulling, 2100)]
+        {
+            stages.enter(stage, start + Duration::from_millis(millis));
+        }
+        assert_eq!(stages.told(), "making 0.1s, scheduling 2.0s, ");
     }
 }

@@ -183,10 +183,10 @@ impl KubernetesRuntime {
     ) -> Result<Found, KubernetesError> {
         let settings = shaped(&self.settings, spec)?;
         let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
-        let parts: Vec<Part> = operation.all_parts().filter(|part| settings.ingress.enabled || *part != Part::Ingress).collect();
+        let parts: Vec<Part> =
+            operation.all_parts().filter(|part| settings.ingress.enabled || *part != Part::Ingress).collect();
         let deadline = Instant::now() + LOOK_PATIENCE;
-        let (carried, observed) =
-            tokio::join!(self.cluster.carried(&settings, deadline), operation.observe(parts));
+        let (carried, observed) = tokio::join!(self.cluster.carried(&settings, deadline), operation.observe(parts));
         let request = Request {
             workspace: match lifetime {
                 Lifetime::Kept => Workspace::Claimed,

@@ -434,8 +434,8 @@ mod tests {
         check(
             |settings| {
                 settings.environment =
-                    vec![("A=B".to_owned(), "s3cr3t".to_owned()), ("C".to_owned(), "x".repeat(200_000))];
-                settings.initial_environment = vec![("a.b".to_owned(), "s3cr\0t".to_owned())];
+                    Variables(vec![("A=B".to_owned(), "s3cr3t".to_owned()), ("C".to_owned(), "x".repeat(200_000))]);
+                settings.initial_environment = Variables(vec![("a.b".to_owned(), "s3cr\0t".to_owned())]);
             },
             expect![[r#"
                 sandbox.runtime_startup_env_vars.A=B: a variable's name is letters, digits, `_`, `-` and `.`, and starts with no digit

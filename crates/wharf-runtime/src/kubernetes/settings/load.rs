@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use k8s_openapi::api::core::v1::Toleration;
 
 use super::{
-    IngressSettings, OpenHandsVersion, Profile, RouteChoice, Settings, SettingsError, SettingsProblem, at_most,
+    IngressSettings, OpenHandsVersion, Profile, RouteChoice, Settings, SettingsError, SettingsProblem, Variables,
+    at_most,
     check::{SELECTOR_PAIR, check},
     keys::Key,
     reader::Reader,
     tolerations::{FromYaml, from_yaml},
-    value::Variables,
 };
 
 const SANDBOXD_IMAGE: &str = concat!("ghcr.io/wharf/wharf-sandboxd:", env!("CARGO_PKG_VERSION"));
@@ -172,8 +172,8 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
         egress: read.find(Key::wharf("egress")).unwrap_or_default(),
         ingress: ingress(read, profile),
 
-        environment: read.find::<Variables>(Key::sandbox("runtime_startup_env_vars")).unwrap_or_default().0,
-        initial_environment: initial_environment(read),
+        environment: read.find::<Variables>(Key::sandbox("runtime_startup_env_vars")).unwrap_or_default(),
+        initial_environment: Variables(initial_environment(read)),
         debug: debug(read),
         enable_browser: read.find(Key::core("enable_browser")).unwrap_or(true),
         browsergym_eval_env: read.find(Key::sandbox("browsergym_eval_env")),
@@ -531,8 +531,8 @@ mod tests {
     #[test]
     fn the_agents_shell_has_what_the_process_sets_for_it() {
         let variables = [("SANDBOX_ENV_B", "2"), ("SANDBOX_ENV_ENABLE_AUTO_LINT", "no"), ("SANDBOX_ENV_A", "")];
-        let pairs = |variables: Vec<(String, String)>| {
-            variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        let pairs = |variables: Variables| {
+            variables.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         let lint = settings("sandbox.enable_auto_lint = true", &variables).initial_environment;
         assert_eq!(pairs(lint), ["A=", "B=2", "ENABLE_AUTO_LINT=true"]);

@@ -125,6 +125,24 @@ pub enum Clients {
     Cluster,
 }
 
+/// Variables in the order in which they were written. Their values may be secrets: `Debug` tells the names alone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Variables(pub Vec<(String, String)>);
+
+impl std::ops::Deref for Variables {
+    type Target = [(String, String)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, _)| (name, "****"))).finish()
+    }
+}
+
 /// Accelerators of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
@@ -184,9 +202,9 @@ pub struct Settings {
     pub ingress: IngressSettings,
 
     /// Variables of the pod, in the order in which they were written.
-    pub environment: Vec<(String, String)>,
+    pub environment: Variables,
     /// What the original exports in the agent's shell after start: `SANDBOX_ENV_*`, `ENABLE_AUTO_LINT`.
-    pub initial_environment: Vec<(String, String)>,
+    pub initial_environment: Variables,
     pub debug: bool,
     pub enable_browser: bool,
     pub browsergym_eval_env: Option<String>,

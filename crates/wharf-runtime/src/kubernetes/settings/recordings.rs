@@ -56,7 +56,7 @@ fn ours(settings: &Settings, sid: &str) -> Value {
         "tls": settings.ingress.tls_secret,
         "namespace": settings.namespace,
         "image": settings.image,
-        "initial": BTreeMap::from_iter(settings.initial_environment.clone()),
+        "initial": BTreeMap::from_iter(settings.initial_environment.0.clone()),
         "node_selector": settings.node_selector,
         "tolerations": settings.tolerations,
         "debug": settings.debug,

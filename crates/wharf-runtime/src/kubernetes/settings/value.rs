@@ -253,11 +253,7 @@ impl Setting for BTreeMap<String, String> {
     }
 }
 
-/// Variables of a pod, in the order in which they were written. What is in them stays out of messages.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Variables(pub(super) Vec<(String, String)>);
-
-impl Setting for Variables {
+impl Setting for super::Variables {
     const SPELLED: Spelled = Spelled::Structure;
     const SECRET: bool = true;
 
@@ -332,7 +328,7 @@ mod tests {
         check::<String>(json!([]), Err("it: text is expected"));
         check::<Vec<String>>(json!(["a", {}]), Err("it[1]: text is expected"));
         check::<BTreeMap<String, String>>(json!({ "a.b": 1 }), Err("it.a.b: text is expected: put it in quotes"));
-        check::<Variables>(json!("A=b"), Err("it: a table of texts is expected"));
+        check::<super::super::Variables>(json!("A=b"), Err("it: a table of texts is expected"));
     }
 
     #[test]

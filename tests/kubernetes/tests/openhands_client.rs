@@ -1,0 +1,61 @@
+//! The real, unmodified client of OpenHands 0.62 drives a sandbox in a pod of plain Debian.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{collections::BTreeMap, process::Stdio};
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::process::Command;
+use wharf_kubernetes_tests::cluster::{Namespace, RESTRICTED, with_labelled_namespace};
+use wharf_protocol::SandboxSpec;
+use wharf_runtime::{
+    Lifetime,
+    kubernetes::{Cluster, Found, KubernetesRuntime, Settings, settings::Sources},
+};
+
+const CLAIMS: usize = 8;
+
+/// Under the profile `wharf` with its defaults, in a namespace that takes nothing else.
+async fn make_sandbox(namespace: &Namespace) -> Found {
+    let toml = format!(
+        "[kubernetes]\nnamespace = \"{}\"\npvc_storage_size = \"64Mi\"\nresource_cpu_request = \"50m\"\n\
+         resource_memory_request = \"64Mi\"\nresource_memory_limit = \"512Mi\"\n\
+         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n",
+        namespace.name
+    );
+    let environment = BTreeMap::new();
+    let sources =
+        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
+    let settings = Settings::load(&sources).unwrap().settings;
+    // Inside the cluster pods are asked at their own addresses.
+    let cluster = Cluster::of_config(namespace.config.clone(), None, true).unwrap();
+    let spec = SandboxSpec { image: Some("localhost/wharf/debian:test".to_owned()), ..SandboxSpec::default() };
+    let id = "openhands-client".parse().unwrap();
+    KubernetesRuntime::new(cluster, settings).create(&id, &spec, Lifetime::Kept, &|_| {}).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_real_client_connects_acts_and_copies_in_a_pod_that_answers_nobody_without_the_key() {
+    let venv = Command::new(wharf_e2e::file("../../scripts/openhands-venv")).output().await.expect("bash is needed");
+    let python = String::from_utf8(venv.stdout).expect("a path");
+    assert!(venv.status.success(), "scripts/openhands-venv: {}", String::from_utf8_lossy(&venv.stderr));
+    with_labelled_namespace("openhands-client", RESTRICTED, async |namespace| {
+        let found = make_sandbox(&namespace).await;
+        let pod = namespace.api::<Pod>().get(&found.names.pod).await.unwrap();
+        let address = pod.status.unwrap().pod_ip.unwrap();
+        let output = Command::new(python.trim())
+            .arg(wharf_e2e::file("../kubernetes/openhands_client.py"))
+            .args([&format!("http://{address}:8080"), "wharf"])
+            .env("WHARF_SANDBOX_KEY", found.anchor.key.reveal())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .unwrap();
+        let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{said}\n{errors}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), CLAIMS, "{said}");
+    })
+    .await;
+}
