@@ -104,18 +104,216 @@ async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
     (proxy, KubernetesRuntime::new(cluster, settings(&namespace.name)))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn probe() {
-    with_namespace("faults", async |namespace| {
-        let (proxy, runtime) = stage(&namespace).await;
-        for operation in Operation::LIFE {
-            let before = proxy.calls().len();
-            let t = Instant::now();
-            operation.carry_out(&runtime).await.unwrap();
-            eprintln!("{operation:?} {:?}", t.elapsed());
-            settle(&namespace.client, &namespace.name, operation.leaves()).await;
-            eprintln!("  settled {:?}", t.elapsed());
-            for call in &proxy.calls()[before..] { eprintln!("   {call}"); }
+
+/// Which call goes wrong, and how.
+#[derive(Clone)]
+struct Wrong {
+    target: Target,
+    /// How many calls of the same target come before it in its operation.
+    nth: usize,
+    how: &'static str,
+    action: Action,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` number {} meets {}", self.target, self.nth + 1, self.how)
+    }
+}
+
+impl Wrong {
+    fn add_to(&self, proxy: &FaultProxy, times: Times) {
+        let Target { verb, resource, name, .. } = self.target.clone();
+        let resource: Option<&'static str> = resource.map(|resource| &*resource.leak());
+        if resource.is_none() {
+            // Nothing matches the version alone: all else with its verb passes first.
+            for other in ["secrets", "pods", "services", "networkpolicies", "persistentvolumeclaims", "ingresses"] {
+                proxy.add(Fault::always(Match::new(verb, other), Action::Delay(Duration::ZERO)));
+            }
         }
-    }).await;
+        let matches = Match { verb: Some(verb), resource, name };
+        proxy.add(Fault { matches, after: self.nth, times, action: self.action.clone() });
+    }
+}
+
+fn status(code: u16, reason: &'static str) -> Action {
+    let retry_after = (code == 429).then_some(Duration::from_secs(1));
+    Action::Status { code, reason, message: format!("forced {code}"), retry_after }
+}
+
+/// All that may go wrong with one call and be over then, but for silence.
+fn passing(verb: Verb) -> Vec<(&'static str, Action)> {
+    let mut all = vec![
+        ("409", status(409, "Conflict")),
+        ("429", status(429, "TooManyRequests")),
+        ("500", status(500, "InternalError")),
+        ("503", status(503, "ServiceUnavailable")),
+        ("a cut before the server", Action::CutBefore),
+        ("a cut after the server", Action::CutAfter),
+    ];
+    if verb == Verb::Watch {
+        all.extend([
+            ("410", status(410, "Expired")),
+            ("an event 410", Action::Gone),
+            ("a cut at once", Action::CutStreamAfterEvents(0)),
+            ("a cut after one event", Action::CutStreamAfterEvents(1)),
+            ("an end after one event", Action::EndStreamAfterEvents(1)),
+        ]);
+    }
+    all
+}
+
+/// The calls of each operation of a life in which nothing goes wrong.
+async fn record(namespace: &Namespace) -> BTreeMap<Operation, Vec<Call>> {
+    let (proxy, runtime) = stage(namespace).await;
+    let mut all = BTreeMap::new();
+    for operation in Operation::LIFE {
+        let before = proxy.calls().len();
+        operation.carry_out(&runtime).await.unwrap();
+        settle(&namespace.client, &namespace.name, operation.leaves()).await;
+        all.insert(operation, proxy.calls().split_off(before));
+    }
+    all
+}
+
+/// Each of `calls` with each way to go wrong that there is for it.
+fn every(calls: &[Call], ways: impl Fn(&Target) -> Vec<(&'static str, Action)>) -> Vec<Wrong> {
+    let place = |(place, call): (usize, &Call)| {
+        let target = call.target.clone();
+        let nth = calls[..place].iter().filter(|before| before.target == target).count();
+        let ways = ways(&target);
+        ways.into_iter().map(move |(how, action)| Wrong { target: target.clone(), nth, how, action })
+    };
+    calls.iter().enumerate().flat_map(place).collect()
+}
+
+/// What goes wrong in each operation of one life.
+type Life = BTreeMap<Operation, Wrong>;
+
+/// Spreads what goes wrong over as few lives as possible.
+fn lives(mut wrong: BTreeMap<Operation, Vec<Wrong>>) -> Vec<Life> {
+    let mut all = Vec::new();
+    loop {
+        let life: Life =
+            wrong.iter_mut().filter_map(|(operation, all)| Some((*operation, all.pop()?))).collect();
+        if life.is_empty() {
+            return all;
+        }
+        all.push(life);
+    }
+}
+
+/// Tries all cases, some at the same time, each in a namespace that is empty before.
+///
+/// # Panics
+///
+/// With every case that failed.
+async fn check_all<Case>(cases: Vec<Case>, check: impl AsyncFn(&Namespace, Case) -> Vec<String>) {
+    let (cases, failures) = (Mutex::new(VecDeque::from(cases)), Mutex::new(Vec::new()));
+    let worker = || {
+        with_namespace("faults", async |namespace| {
+            let next = || cases.lock().unwrap().pop_front();
+            while let Some(case) = next() {
+                let failed = check(&namespace, case).await;
+                if !failed.is_empty() {
+                    failures.lock().unwrap().extend(failed);
+                    clear(&namespace).await;
+                }
+            }
+        })
+    };
+    join_all((0..AT_ONCE).map(|_| worker())).await;
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+async fn clear(namespace: &Namespace) {
+    let (_proxy, runtime) = stage(namespace).await;
+    let _ = runtime.remove(&id(), &|_| {}).await;
+    settle(&namespace.client, &namespace.name, [""; 0]).await;
+}
+
+/// Whether exactly these objects are there, at once or a moment later.
+async fn settled(namespace: &Namespace, expected: &[&str]) -> Result<(), String> {
+    let settled = AssertUnwindSafe(settle(&namespace.client, &namespace.name, expected)).catch_unwind().await;
+    settled.map_err(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+/// One life, in which each operation is to succeed although something goes wrong.
+async fn live(namespace: &Namespace, life: Life) -> Vec<String> {
+    let (proxy, runtime) = stage(namespace).await;
+    let mut failures = Vec::new();
+    for operation in Operation::LIFE {
+        let before = proxy.calls().len();
+        proxy.clear();
+        let wrong = life.get(&operation);
+        if let Some(wrong) = wrong {
+            wrong.add_to(&proxy, Times::Once);
+        }
+        let outcome = overcome(namespace, &runtime, operation).await;
+        let calls = proxy.calls().split_off(before);
+        let text = wrong.map(Wrong::to_string).unwrap_or_default();
+        let mut fail = |why: &str| {
+            let calls: Vec<_> = calls.iter().map(|call| format!("    {call}")).collect();
+            failures.push(format!("{operation:?}: {text}: {why}\n{}", calls.join("\n")));
+        };
+        if let Err(why) = outcome {
+            fail(&why);
+            break;
+        }
+        // Why it takes long is asked only if it does.
+        let sure = wrong.is_some_and(|wrong| wrong.target.resource.as_deref() != Some("events"));
+        if sure && !calls.iter().any(|call| call.target == wrong.unwrap().target && call.fault.is_some()) {
+            fail("this call was not made");
+        }
+        let pods = calls.iter().filter(|call| call.target.verb == Verb::Apply && call.status() == Some(201));
+        if pods.filter(|call| call.target.resource.as_deref() == Some("pods")).count() > 1 {
+            fail("more than one pod was made");
+        }
+    }
+    failures
+}
+
+async fn overcome(namespace: &Namespace, runtime: &KubernetesRuntime, operation: Operation) -> Result<(), String> {
+    let done = timeout(PATIENCE, operation.carry_out(runtime)).await;
+    done.map_err(|_| "it does not end".to_owned())?.map_err(|error| error.to_string())?;
+    settled(namespace, operation.leaves()).await?;
+    if operation.leaves() != RUNNING {
+        return Ok(());
+    }
+    let found = runtime.get_ready(&id(), &|_| {}).await.map_err(|error| error.to_string())?;
+    let sandbox = found.sandbox().ok_or("there is no way to it")?;
+    sandbox.alive().await.map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_goes_wrong_once_in_any_call_is_got_over_and_leaves_nothing() {
+    let mut wrong = BTreeMap::new();
+    with_namespace("recorded", async |namespace| {
+        for (operation, calls) in record(&namespace).await {
+            wrong.insert(operation, every(&calls, |target| passing(target.verb)));
+        }
+    })
+    .await;
+    check_all(lives(wrong), live).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_never_answered_is_made_again() {
+    let silent = |operation, verb, resource: Option<&str>| {
+        let name = Some("wharf-box".to_owned());
+        let target = Target { verb, namespace: None, resource: resource.map(str::to_owned), name };
+        (operation, Wrong { target, nth: 0, how: "silence", action: Action::Silence })
+    };
+    let life = |verbs: [(Operation, Verb, &str); 2]| -> Life {
+        verbs.into_iter().map(|(operation, verb, resource)| silent(operation, verb, Some(resource))).collect()
+    };
+    let cases = vec![
+        life([(Operation::Create, Verb::Apply, "pods"), (Operation::Suspend, Verb::Delete, "pods")]),
+        life([(Operation::Create, Verb::Patch, "secrets"), (Operation::Resume, Verb::Patch, "secrets")]),
+        life([(Operation::Create, Verb::Watch, "pods"), (Operation::Remove, Verb::Delete, "secrets")]),
+        life([(Operation::Create, Verb::Get, "secrets"), (Operation::Remove, Verb::Watch, "secrets")]),
+        life([(Operation::GetReady, Verb::Get, "pods"), (Operation::Suspend, Verb::Watch, "pods")]),
+    ];
+    check_all(cases, live).await;
 }

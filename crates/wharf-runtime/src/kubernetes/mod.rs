@@ -183,25 +183,50 @@ impl KubernetesRuntime {
     ) -> Result<Found, KubernetesError> {
         let settings = shaped(&self.settings, spec)?;
         let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
-        let parts: Vec<Part> =
-            operation.all_parts().filter(|part| settings.ingress.enabled || *part != Part::Ingress).collect();
+        let adopts = settings.profile == Profile::OpenHands;
+        let parts: Vec<Part> = operation
+            .all_parts()
+            .filter(|part| settings.ingress.enabled || *part != Part::Ingress)
+            .filter(|part| adopts || *part != Part::Anchor)
+            .collect();
         let deadline = Instant::now() + LOOK_PATIENCE;
-        let (carried, observed) = tokio::join!(self.cluster.carried(&settings, deadline), operation.observe(parts));
-        let request = Request {
-            workspace: match lifetime {
-                Lifetime::Kept => Workspace::Claimed,
-                Lifetime::OfThisProcess => Workspace::Ephemeral,
-            },
-            carried: carried?,
-            plugins: Vec::new(),
-            deadline_seconds: spec.deadline_seconds,
+        let workspace = match lifetime {
+            Lifetime::Kept => Workspace::Claimed,
+            Lifetime::OfThisProcess => Workspace::Ephemeral,
         };
-        let objects = objects(id, &settings, &request);
-        observed?;
-        let before = Before::of(operation.observed());
-        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
+        let prepare = async {
+            let carried = self.cluster.carried(&settings, deadline).await?;
+            let plugins = Vec::new();
+            let request = Request { workspace, carried, plugins, deadline_seconds: spec.deadline_seconds };
+            let objects = objects(id, &settings, &request);
+            let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, Before::Nothing);
+            // Where nothing is adopted, whoever makes the anchor has the name: that need not wait for what else is there.
+            let made = match adopts {
+                true => None,
+                false => Some(operation::make_anchor(&self.cluster, &settings, &anchor, &objects, report).await?),
+            };
+            Ok::<_, ApiError>((request, objects, anchor, made))
+        };
+        let (observed, prepared) = tokio::join!(operation.observe(parts), prepare);
+        let (request, objects, mut anchor, made) = prepared?;
+        let mut before = Before::Nothing;
+        match made {
+            Some(made) => operation.note_anchor(made),
+            None => {
+                before = Before::of(operation.observed());
+                anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
+            }
+        }
+        if let Err(error) = observed {
+            if operation.anchor().is_ok_and(|there| there.creation == anchor.creation) {
+                self.undo(id, before, report).await;
+            }
+            return Err(error);
+        }
         if operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating)
-            && operation.anchor().is_ok_and(|there| there.id == *id && there.leased_until.is_none())
+            && operation
+                .anchor()
+                .is_ok_and(|there| there.id == *id && there.creation != anchor.creation && there.leased_until.is_none())
         {
             return Err(KubernetesError::Exists(id.clone()));
         }

@@ -127,6 +127,11 @@ impl<'a> Operation<'a> {
         Ok(())
     }
 
+    /// Takes note of an anchor that was made beside this operation.
+    pub(super) fn note_anchor(&mut self, anchor: Value) {
+        self.observed.note(Part::Anchor, Some(anchor));
+    }
+
     /// All parts that a sandbox of this profile may have.
     pub(super) fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
         let profile = self.profile;
@@ -477,6 +482,20 @@ enum Changed {
     Event(Option<Box<kube::Result<WatchEvent<Event>>>>),
     EventTime,
     Quiet,
+}
+
+/// Makes an anchor before anything else is known; gives the one that is there if somebody else was faster.
+pub(super) async fn make_anchor(
+    cluster: &Cluster,
+    settings: &Settings,
+    anchor: &NewAnchor,
+    objects: &Objects,
+    report: Report<'_>,
+) -> Result<Value, ApiError> {
+    let names = Names::of(&anchor.id, anchor.profile);
+    let report = trouble(report);
+    let apply = Apply { cluster, deadline: Instant::now() + settings.start_timeout, report: &report };
+    apply.create_anchor(&names.anchor, &anchor.manifest(&settings.installation, &names, objects)).await
 }
 
 /// What a call that is tried again says, as progress.

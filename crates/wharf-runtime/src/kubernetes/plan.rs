@@ -192,7 +192,10 @@ fn running(
     let mut in_the_way = Vec::new();
     for (&part, object) in objects {
         let Some(seen) = observed.get(part) else {
-            steps.push(Step::Apply(part));
+            // What leads to a pod can wait until there is one: that is what takes long.
+            if pod.is_some() || !leads_to_pod(part) {
+                steps.push(Step::Apply(part));
+            }
             continue;
         };
         match owner.of(&seen.object["metadata"]) {
@@ -238,6 +241,13 @@ fn running(
         Verdict::Failed(failure) => Next::Failed(failure),
     };
     Plan { steps, next }
+}
+
+fn leads_to_pod(part: Part) -> bool {
+    match part {
+        Part::Service | Part::CodeService | Part::Ingress => true,
+        Part::Anchor | Part::Policy | Part::Workspace | Part::Pod => false,
+    }
 }
 
 /// The original marks only its pod: what it has left of a session goes on being that session's.

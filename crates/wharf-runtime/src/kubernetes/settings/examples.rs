@@ -33,52 +33,52 @@ fn without_a_word_a_sandbox_is_ours_small_and_walled() {
     check(
         "wharf.sandboxd_image = 'x'",
         expect![[r#"
-        Settings {
-            profile: Wharf,
-            version: V0_62,
-            namespace: "default",
-            installation: "default",
-            image_pull_secrets: [],
-            sandboxd_image: "x",
-            carrier: Auto,
-            route: Auto,
-            start_timeout: 300s,
-            workspace_path: "/workspace",
-            storage_size: "2Gi",
-            cpu_request: "1",
-            memory_request: "1Gi",
-            memory_limit: "2Gi",
-            ephemeral_storage_limit: Some(
-                "10Gi",
-            ),
-            node_selector: {},
-            tolerations: [],
-            labels: {},
-            annotations: {},
-            extra_volumes: [],
-            run_as_user: 1000,
-            run_as_group: 1000,
-            privileged: false,
-            hardened: false,
-            clients: SameNamespace,
-            egress: Open,
-            ingress: IngressSettings {
-                enabled: false,
-                domain: "localhost",
+            Settings {
+                profile: Wharf,
+                version: V0_62,
+                namespace: "default",
+                installation: "default",
+                image_pull_secrets: [],
+                sandboxd_image: "x",
+                carrier: Auto,
+                route: Auto,
+                start_timeout: 300s,
+                workspace_path: "/workspace",
+                storage_size: "2Gi",
+                cpu_request: "1",
+                memory_request: "1Gi",
+                memory_limit: "2Gi",
+                ephemeral_storage_limit: Some(
+                    "10Gi",
+                ),
+                node_selector: {},
+                tolerations: [],
+                labels: {},
                 annotations: {},
-                mode: Subdomain,
-            },
-            environment: [],
-            initial_environment: [],
-            debug: false,
-            enable_browser: true,
-            server_user_id: 1000,
-            keep_runtime_alive: false,
-            action_timeout_seconds: 120,
-            init_git_in_empty_workspace: false,
-            git_user_name: "openhands",
-            git_user_email: "openhands@all-hands.dev",
-        }"#]],
+                extra_volumes: [],
+                run_as_user: 1000,
+                run_as_group: 1000,
+                privileged: false,
+                hardened: false,
+                clients: SameNamespace,
+                egress: Open,
+                ingress: IngressSettings {
+                    enabled: false,
+                    domain: "localhost",
+                    annotations: {},
+                    mode: Subdomain,
+                },
+                environment: {},
+                initial_environment: {},
+                debug: false,
+                enable_browser: true,
+                server_user_id: 1000,
+                keep_runtime_alive: false,
+                action_timeout_seconds: 120,
+                init_git_in_empty_workspace: false,
+                git_user_name: "openhands",
+                git_user_email: "openhands@all-hands.dev",
+            }"#]],
     );
 }
 
@@ -152,162 +152,162 @@ fn every_key_of_ours_has_its_meaning() {
     check(
         EVERYTHING_OF_OURS,
         expect![[r#"
-        Settings {
-            profile: OpenHands,
-            version: V0_48,
-            namespace: "agents",
-            installation: "team-a",
-            image: Some(
-                "registry.example.com/agent:2",
-            ),
-            image_pull_policy: Some(
-                IfNotPresent,
-            ),
-            image_pull_secrets: [
-                "registry",
-            ],
-            sandboxd_image: "registry.example.com/wharf-sandboxd:1",
-            carrier: ImageVolume,
-            route: PortForward,
-            start_timeout: 60s,
-            workspace_path: "/workspace",
-            storage_size: "2Gi",
-            cpu_request: "1",
-            cpu_limit: Some(
-                "2",
-            ),
-            memory_request: "1Gi",
-            memory_limit: "2Gi",
-            ephemeral_storage_limit: Some(
-                "1Gi",
-            ),
-            gpu: Some(
-                Gpu {
-                    resource: "nvidia.com/gpu",
-                    count: 1,
+            Settings {
+                profile: OpenHands,
+                version: V0_48,
+                namespace: "agents",
+                installation: "team-a",
+                image: Some(
+                    "registry.example.com/agent:2",
+                ),
+                image_pull_policy: Some(
+                    IfNotPresent,
+                ),
+                image_pull_secrets: [
+                    "registry",
+                ],
+                sandboxd_image: "registry.example.com/wharf-sandboxd:1",
+                carrier: ImageVolume,
+                route: PortForward,
+                start_timeout: 60s,
+                workspace_path: "/workspace",
+                storage_size: "2Gi",
+                cpu_request: "1",
+                cpu_limit: Some(
+                    "2",
+                ),
+                memory_request: "1Gi",
+                memory_limit: "2Gi",
+                ephemeral_storage_limit: Some(
+                    "1Gi",
+                ),
+                gpu: Some(
+                    Gpu {
+                        resource: "nvidia.com/gpu",
+                        count: 1,
+                    },
+                ),
+                node_selector: {
+                    "disk": "ssd",
                 },
-            ),
-            node_selector: {
-                "disk": "ssd",
-            },
-            tolerations: [
-                Toleration {
-                    effect: Some(
-                        "NoExecute",
-                    ),
-                    key: Some(
-                        "gpu",
-                    ),
-                    operator: Some(
-                        "Exists",
-                    ),
-                    toleration_seconds: Some(
-                        60,
-                    ),
+                tolerations: [
+                    Toleration {
+                        effect: Some(
+                            "NoExecute",
+                        ),
+                        key: Some(
+                            "gpu",
+                        ),
+                        operator: Some(
+                            "Exists",
+                        ),
+                        toleration_seconds: Some(
+                            60,
+                        ),
+                    },
+                ],
+                affinity: Some(
+                    Affinity {
+                        node_affinity: Some(
+                            NodeAffinity {
+                                required_during_scheduling_ignored_during_execution: Some(
+                                    NodeSelector {
+                                        node_selector_terms: [
+                                            NodeSelectorTerm {
+                                                match_expressions: Some(
+                                                    [
+                                                        NodeSelectorRequirement {
+                                                            key: "disk",
+                                                            operator: "Exists",
+                                                        },
+                                                    ],
+                                                ),
+                                            },
+                                        ],
+                                    },
+                                ),
+                            },
+                        ),
+                    },
+                ),
+                runtime_class: Some(
+                    "gvisor",
+                ),
+                service_account: Some(
+                    "agent",
+                ),
+                labels: {
+                    "team": "a",
                 },
-            ],
-            affinity: Some(
-                Affinity {
-                    node_affinity: Some(
-                        NodeAffinity {
-                            required_during_scheduling_ignored_during_execution: Some(
-                                NodeSelector {
-                                    node_selector_terms: [
-                                        NodeSelectorTerm {
-                                            match_expressions: Some(
-                                                [
-                                                    NodeSelectorRequirement {
-                                                        key: "disk",
-                                                        operator: "Exists",
-                                                    },
-                                                ],
-                                            ),
-                                        },
-                                    ],
+                annotations: {
+                    "example.com/owner": "Ada",
+                },
+                extra_volumes: [
+                    ExtraVolume {
+                        volume: Volume {
+                            name: "cache",
+                            persistent_volume_claim: Some(
+                                PersistentVolumeClaimVolumeSource {
+                                    claim_name: "cache",
                                 },
                             ),
                         },
-                    ),
-                },
-            ),
-            runtime_class: Some(
-                "gvisor",
-            ),
-            service_account: Some(
-                "agent",
-            ),
-            labels: {
-                "team": "a",
-            },
-            annotations: {
-                "example.com/owner": "Ada",
-            },
-            extra_volumes: [
-                ExtraVolume {
-                    volume: Volume {
-                        name: "cache",
-                        persistent_volume_claim: Some(
-                            PersistentVolumeClaimVolumeSource {
-                                claim_name: "cache",
-                            },
-                        ),
+                        mount_path: "/root/.cache",
+                        read_only: false,
                     },
-                    mount_path: "/root/.cache",
-                    read_only: false,
-                },
-                ExtraVolume {
-                    volume: Volume {
-                        config_map: Some(
-                            ConfigMapVolumeSource {
-                                name: "agent",
-                            },
+                    ExtraVolume {
+                        volume: Volume {
+                            config_map: Some(
+                                ConfigMapVolumeSource {
+                                    name: "agent",
+                                },
+                            ),
+                            name: "settings",
+                        },
+                        mount_path: "/etc/agent/settings",
+                        sub_path: Some(
+                            "settings",
                         ),
-                        name: "settings",
+                        read_only: true,
                     },
-                    mount_path: "/etc/agent/settings",
-                    sub_path: Some(
-                        "settings",
-                    ),
-                    read_only: true,
-                },
-            ],
-            run_as_user: 1234,
-            run_as_group: 5678,
-            privileged: false,
-            hardened: true,
-            clients: Namespaces(
-                {
-                    "team": "a",
-                },
-            ),
-            egress: To(
-                [
-                    "10.0.0.0/8",
-                    "fd00::/8",
                 ],
-            ),
-            ingress: IngressSettings {
-                enabled: true,
-                domain: "sandboxes.example.com",
-                class: Some(
-                    "nginx",
+                run_as_user: 1234,
+                run_as_group: 5678,
+                privileged: false,
+                hardened: true,
+                clients: Namespaces(
+                    {
+                        "team": "a",
+                    },
                 ),
-                annotations: {
-                    "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600",
+                egress: To(
+                    [
+                        "10.0.0.0/8",
+                        "fd00::/8",
+                    ],
+                ),
+                ingress: IngressSettings {
+                    enabled: true,
+                    domain: "sandboxes.example.com",
+                    class: Some(
+                        "nginx",
+                    ),
+                    annotations: {
+                        "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600",
+                    },
+                    mode: Path,
                 },
-                mode: Path,
-            },
-            environment: [],
-            initial_environment: [],
-            debug: false,
-            enable_browser: true,
-            server_user_id: 0,
-            keep_runtime_alive: false,
-            action_timeout_seconds: 120,
-            init_git_in_empty_workspace: false,
-            git_user_name: "openhands",
-            git_user_email: "openhands@all-hands.dev",
-        }"#]],
+                environment: {},
+                initial_environment: {},
+                debug: false,
+                enable_browser: true,
+                server_user_id: 0,
+                keep_runtime_alive: false,
+                action_timeout_seconds: 120,
+                init_git_in_empty_workspace: false,
+                git_user_name: "openhands",
+                git_user_email: "openhands@all-hands.dev",
+            }"#]],
     );
 }
 
