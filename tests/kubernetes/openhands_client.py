@@ -19,9 +19,9 @@ HEALTH = ("/alive", "/server_info", "/v1/health")
 REQUESTS = (
     ("POST", "/execute_action"), ("POST", "/upload_file"), ("GET", "/download_files?path=/"),
     ("POST", "/list_files"), ("GET", "/vscode/connection_token"), ("POST", "/update_mcp_server"), ("GET", "/"),
-    ("GET", "/view?path=/etc/hostname"), ("GET", "/v1/info"), ("GET", "/v1/openapi.json"), ("POST", "/v1/bind"),
+    ("GET", "/view?path=/etc/hostname"), ("GET", "/v1/info"), ("GET", "/v1/openapi.json"),
     ("POST", "/v1/sessions"), ("POST", "/v1/execs"), ("GET", "/v1/files/content?path=/etc/hostname"),
-    ("PUT", "/v1/files/content?path=/workspace/intruder"), ("GET", "/v1/nothing"), ("GET", "/nothing"),
+    ("PUT", "/v1/files/content?path=/workspace/intruder"), ("GET", "/nothing"),
 )
 
 
@@ -38,6 +38,8 @@ def answers_nobody_without_the_key(client):
         assert ask("GET", path, {})[0] == 200, path
     for key in (None, "", "wrong", client.key[:-1], client.key + "0"):
         headers = {} if key is None else {"X-Session-API-Key": key}
+        # Which says no more than health does: it is bound.
+        assert ask("POST", "/v1/bind", headers)[0] == 409
         for method, path in REQUESTS:
             status, body = ask(method, path, headers)
             assert status in (401, 403), (method, path, status, body)
@@ -47,7 +49,7 @@ def answers_nobody_without_the_key(client):
 
 def fails_with_a_wrong_key(client):
     client.session.headers["X-Session-API-Key"] = "wrong"
-    for call in (client.list_files, client.get_vscode_token, lambda: client.run(CmdRunAction("id"))):
+    for call in (client.list_files, lambda: client.run(CmdRunAction("id"))):
         error = refused(call, RequestHTTPError)
         assert error.response.status_code == 403, error
     client.session.headers["X-Session-API-Key"] = client.key

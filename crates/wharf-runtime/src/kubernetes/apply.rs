@@ -27,16 +27,16 @@ pub(super) struct Apply<'a> {
 }
 
 impl Apply<'_> {
-    /// Makes the anchor; gives the one that is there if somebody else was faster.
-    pub(super) async fn create_anchor(&self, name: &str, manifest: &Value) -> Result<Value, ApiError> {
-        let api = self.cluster.api(Part::Anchor);
+    /// Makes an object where nothing is known of its name; gives the one that is there if somebody else was faster.
+    pub(super) async fn create(&self, part: Part, name: &str, manifest: &Value) -> Result<Value, ApiError> {
+        let api = self.cluster.api(part);
         let object = dynamic(manifest)?;
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         loop {
-            let made = self.call(&doing("make", Part::Anchor, name), || api.create(&parameters, &object)).await;
+            let made = self.call(&doing("make", part, name), || api.create(&parameters, &object)).await;
             match made {
                 // Also an earlier try of ours, whose answer was lost.
-                Err(error) if error.kind == ApiErrorKind::AlreadyExists => match self.get(Part::Anchor, name).await? {
+                Err(error) if error.kind == ApiErrorKind::AlreadyExists => match self.get(part, name).await? {
                     Some(object) => return Ok(object),
                     None => continue,
                 },
@@ -91,7 +91,7 @@ impl Apply<'_> {
         let deleted = self.call(&doing("delete", part, name), || api.delete(name, &parameters)).await;
         match deleted {
             Ok(either) => match either.left().map(plain) {
-                Some(object) if object["metadata"]["deletionTimestamp"].is_null() => Ok(None),
+                Some(object) if has_gone(&object["metadata"]) => Ok(None),
                 object => Ok(object),
             },
             Err(error) if error.kind == ApiErrorKind::NotFound => Ok(None),
@@ -125,6 +125,12 @@ impl Apply<'_> {
     {
         self.cluster.call(what, self.deadline, self.report, attempt).await
     }
+}
+
+/// Whether what a deletion answers was removed at once, as a pod without a node is: no watch would tell of its end any more.
+fn has_gone(metadata: &Value) -> bool {
+    let held = metadata["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
+    metadata["deletionTimestamp"].is_null() || (metadata["deletionGracePeriodSeconds"] == 0 && !held)
 }
 
 fn doing(verb: &str, part: Part, name: &str) -> String {

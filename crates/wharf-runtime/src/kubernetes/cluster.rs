@@ -103,7 +103,7 @@ impl Cluster {
             Err(_) if access.kubeconfig.is_none() && std::env::var_os("KUBECONFIG").is_none() => {
                 return Err(ClusterError::Nowhere);
             }
-            Err(error) => return Err(ClusterError::Kubeconfig(Box::new(error))),
+            Err(error) => return Err(unquoted(&error)),
         };
         if let Some(wanted) = &access.context
             && !kubeconfig.contexts.iter().any(|context| context.name == *wanted)
@@ -113,7 +113,7 @@ impl Cluster {
             return Err(ClusterError::Context { wanted: wanted.clone(), known });
         }
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        Self::of_config(config.map_err(|error| ClusterError::Kubeconfig(Box::new(error)))?, namespace, false)
+        Self::of_config(config.map_err(|error| unquoted(&error))?, namespace, false)
     }
 
     /// The cluster of a configuration; `inside` says that pods are reached by their addresses.
@@ -243,6 +243,36 @@ fn random_fraction() -> f64 {
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
 }
 
+/// An error and what caused it, without what is said twice: each layer may repeat the text of the one below.
+fn layers(error: &dyn std::error::Error) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if let Some(last) = causes.last_mut().filter(|last| last.ends_with(&text)) {
+            *last = text;
+        } else {
+            causes.push(text);
+        }
+        cause = error.source();
+    }
+    causes
+}
+
+fn last_cause(error: &dyn std::error::Error) -> String {
+    layers(error).pop().unwrap_or_default()
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    layers(error).join(": ")
+}
+
+/// A kubeconfig's error without the lines that it shows of the file: there are keys in it.
+fn unquoted(error: &kube::config::KubeconfigError) -> ClusterError {
+    ClusterError::Kubeconfig(error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
 /// What an API server's refusal means, for callers who act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiErrorKind {
@@ -299,19 +329,7 @@ impl ApiError {
                 (kind_of(status.code, &status.reason, &status.message), message, retry_after)
             }
             other => {
-                let mut causes: Vec<String> = Vec::new();
-                let mut cause: Option<&dyn std::error::Error> = Some(other);
-                while let Some(error) = cause {
-                    let text = error.to_string();
-                    // Each layer repeats the text of the one below.
-                    if let Some(last) = causes.last_mut().filter(|last| last.ends_with(&text)) {
-                        *last = text;
-                    } else {
-                        causes.push(text);
-                    }
-                    cause = error.source();
-                }
-                let message = causes.pop().unwrap_or_default();
+                let message = last_cause(other);
                 let kind = match other {
                     kube::Error::Auth(_) => ApiErrorKind::Unauthorized,
                     _ => ApiErrorKind::Unreachable,

@@ -84,7 +84,7 @@ pub enum KubernetesError {
     Bind { id: SandboxId, reason: String },
     #[error("the pod of sandbox `{id}` has the address `{address}`, which is none")]
     Address { id: SandboxId, address: String },
-    #[error("`{field}` is not valid: {reason} (it was `{value}`)")]
+    #[error("`{field}` is not valid: {reason}{}", if value.is_empty() { String::new() } else { format!(" (it was `{value}`)") })]
     Spec { field: &'static str, value: String, reason: &'static str },
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -183,45 +183,30 @@ impl KubernetesRuntime {
     ) -> Result<Found, KubernetesError> {
         let settings = shaped(&self.settings, spec)?;
         let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
-        let adopts = settings.profile == Profile::OpenHands;
-        let parts: Vec<Part> = operation
-            .all_parts()
-            .filter(|part| settings.ingress.enabled || *part != Part::Ingress)
-            .filter(|part| adopts || *part != Part::Anchor)
-            .collect();
         let deadline = Instant::now() + LOOK_PATIENCE;
-        let workspace = match lifetime {
-            Lifetime::Kept => Workspace::Claimed,
-            Lifetime::OfThisProcess => Workspace::Ephemeral,
+        let request = Request {
+            workspace: match lifetime {
+                Lifetime::Kept => Workspace::Claimed,
+                Lifetime::OfThisProcess => Workspace::Ephemeral,
+            },
+            carried: self.cluster.carried(&settings, deadline).await?,
+            plugins: Vec::new(),
+            deadline_seconds: spec.deadline_seconds,
         };
-        let prepare = async {
-            let carried = self.cluster.carried(&settings, deadline).await?;
-            let plugins = Vec::new();
-            let request = Request { workspace, carried, plugins, deadline_seconds: spec.deadline_seconds };
-            let objects = objects(id, &settings, &request);
-            let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, Before::Nothing);
-            // Where nothing is adopted, whoever makes the anchor has the name: that need not wait for what else is there.
-            let made = match adopts {
-                true => None,
-                false => Some(operation::make_anchor(&self.cluster, &settings, &anchor, &objects, report).await?),
-            };
-            Ok::<_, ApiError>((request, objects, anchor, made))
-        };
-        let (observed, prepared) = tokio::join!(operation.observe(parts), prepare);
-        let (request, objects, mut anchor, made) = prepared?;
+        let objects = objects(id, &settings, &request);
         let mut before = Before::Nothing;
-        match made {
-            Some(made) => operation.note_anchor(made),
-            None => {
-                before = Before::of(operation.observed());
-                anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
-            }
+        if settings.profile == Profile::OpenHands {
+            // What the original has left goes on: it has to be known first.
+            operation.observe(operation.all_parts()).await?;
+            before = Before::of(operation.observed());
         }
-        if let Err(error) = observed {
-            if operation.anchor().is_ok_and(|there| there.creation == anchor.creation) {
-                self.undo(id, before, report).await;
+        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
+        if settings.profile == Profile::Wharf {
+            // Whoever makes the anchor has the name, and whoever finds one looks at all the rest.
+            operation.make_anchor(&anchor, &objects).await?;
+            if operation.anchor().is_ok_and(|there| there.creation != anchor.creation) {
+                operation.observe(operation.all_parts().filter(|part| *part != Part::Anchor)).await?;
             }
-            return Err(error);
         }
         if operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating)
             && operation

@@ -17,7 +17,7 @@ use kube::{
     core::DynamicObject,
 };
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use wharf_client::{ClientError, ErrorKind, Route, Sandbox};
 use wharf_protocol::{HealthStatus, ProblemKind, SandboxId};
 
@@ -25,7 +25,7 @@ use super::{
     KubernetesError, Settings,
     anchor::{Anchor, AnchorChange, NewAnchor, Wanted},
     apply::Apply,
-    cluster::{ApiError, ApiErrorKind, Cluster},
+    cluster::{ApiError, ApiErrorKind, Cluster, causes},
     manifest::{Objects, Owner},
     names::Names,
     observe::Observed,
@@ -70,6 +70,8 @@ pub(super) struct Operation<'a> {
     deadline: Instant,
     report: Report<'a>,
     observed: Observed,
+    /// Parts whose names were looked at, or made: what is not among them may be anybody's.
+    looked_at: BTreeSet<Part>,
     /// Pods that this operation has made.
     made: BTreeSet<String>,
     watches: BTreeMap<Part, Changes>,
@@ -97,6 +99,7 @@ impl<'a> Operation<'a> {
             deadline: started + limit,
             report,
             observed: Observed::default(),
+            looked_at: BTreeSet::new(),
             made: BTreeSet::new(),
             watches: BTreeMap::new(),
             events: Vec::new(),
@@ -123,13 +126,20 @@ impl<'a> Operation<'a> {
         let got = join_all(parts.iter().map(|part| apply.get(*part, part.name(&self.names)))).await;
         for (part, got) in parts.into_iter().zip(got) {
             self.observed.note(part, got?);
+            self.looked_at.insert(part);
         }
         Ok(())
     }
 
-    /// Takes note of an anchor that was made beside this operation.
-    pub(super) fn note_anchor(&mut self, anchor: Value) {
-        self.observed.note(Part::Anchor, Some(anchor));
+    /// Makes the anchor before anything is looked at; sees the one that is there if somebody else was faster.
+    pub(super) async fn make_anchor(&mut self, anchor: &NewAnchor, objects: &Objects) -> Result<(), KubernetesError> {
+        let report = trouble(self.report);
+        let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
+        let manifest = anchor.manifest(&self.settings.installation, &self.names, objects);
+        let made = apply.create(Part::Anchor, &self.names.anchor, &manifest).await?;
+        self.observed.note(Part::Anchor, Some(made));
+        self.looked_at.insert(Part::Anchor);
+        Ok(())
     }
 
     /// All parts that a sandbox of this profile may have.
@@ -176,7 +186,7 @@ impl<'a> Operation<'a> {
                 Next::Reached => return Ok(None),
                 Next::Reachable { address } => return Ok(Some(address)),
                 Next::Await { parts, waiting } => {
-                    self.tell(waiting);
+                    self.tell(self.with_events(waiting));
                     self.change(&parts).await?;
                 }
                 Next::Refused(Refusal::NotFound) => return Err(KubernetesError::NotFound(self.id.clone())),
@@ -203,7 +213,7 @@ impl<'a> Operation<'a> {
         let report = trouble(self.report);
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let (names, settings) = (&self.names, self.settings);
-        let (apply, owner) = (&apply, &owner);
+        let (apply, owner, looked_at) = (&apply, &owner, &self.looked_at);
         let one = async |step: &Step| -> Result<(Part, Option<Value>), ApiError> {
             match step {
                 Step::CreateAnchor => {
@@ -211,7 +221,7 @@ impl<'a> Operation<'a> {
                         return Ok((Part::Anchor, None));
                     };
                     let manifest = anchor.manifest(&settings.installation, names, objects);
-                    Ok((Part::Anchor, Some(apply.create_anchor(&names.anchor, &manifest).await?)))
+                    Ok((Part::Anchor, Some(apply.create(Part::Anchor, &names.anchor, &manifest).await?)))
                 }
                 Step::Want(wanted) => {
                     let change = AnchorChange { wanted: Some(*wanted), objects: renewed.cloned(), leased_until: None };
@@ -225,6 +235,11 @@ impl<'a> Operation<'a> {
                 Step::Apply(part) => {
                     let manifest = objects.and_then(|objects| objects.get(part));
                     let Some(manifest) = manifest else { return Ok((*part, None)) };
+                    if !looked_at.contains(part) {
+                        // Whatever has the name is not taken over, but seen.
+                        let manifest = owner.adopt(manifest);
+                        return Ok((*part, Some(apply.create(*part, part.name(names), &manifest).await?)));
+                    }
                     Ok((*part, Some(apply.apply(*part, part.name(names), manifest, owner).await?)))
                 }
                 Step::Adopt(part) => Ok((*part, Some(apply.adopt(*part, part.name(names), owner).await?))),
@@ -241,6 +256,7 @@ impl<'a> Operation<'a> {
                     }
                     self.watches.remove(&part);
                     self.observed.note(part, object);
+                    self.looked_at.insert(part);
                 }
                 // All others were tried: what could be done is done.
                 Err(error) => drop(first_error.get_or_insert(error)),
@@ -279,6 +295,7 @@ impl<'a> Operation<'a> {
         let about_pod = parts.contains(&Part::Pod);
         if about_pod && self.event_changes.is_none() && self.started.elapsed() >= EVENTS_AFTER {
             self.look_at_events().await;
+            self.tell(self.with_events(self.last.clone()));
         }
         let early = about_pod && self.event_changes.is_none();
         let event_time = if early { self.started + EVENTS_AFTER } else { self.deadline + QUIET };
@@ -331,13 +348,15 @@ impl<'a> Operation<'a> {
                 }
             },
         }
-        if about_pod
-            && let Some(pod) = self.observed.get(Part::Pod)
-            && let Verdict::Waiting(waiting) = judge(&pod.pod(), &self.events)
-        {
-            self.tell(waiting);
-        }
         Ok(())
+    }
+
+    /// What is waited for, in the words of the pod's events where its status says nothing.
+    fn with_events(&self, waiting: Waiting) -> Waiting {
+        match self.observed.get(Part::Pod).map(|pod| judge(&pod.pod(), &self.events)) {
+            Some(Verdict::Waiting(told)) if waiting.stage > Stage::Making => told,
+            Some(_) | None => waiting,
+        }
     }
 
     async fn watch(&self, part: Part, version: &str) -> Result<Changes, ApiError> {
@@ -377,7 +396,8 @@ impl<'a> Operation<'a> {
             let route =
                 route.ok_or_else(|| KubernetesError::Address { id: self.id.clone(), address: address.clone() })?;
             let (id, profile) = (self.id, self.profile);
-            let binding = bind(id, profile, &anchor, route);
+            let (trouble, told) = watch::channel(None);
+            let binding = bind(id, profile, &anchor, route, self.report, &trouble);
             tokio::pin!(binding);
             // The pod may end meanwhile, or another take its place.
             let moved = loop {
@@ -386,7 +406,12 @@ impl<'a> Operation<'a> {
                     bound = &mut binding => return bound,
                     changed = self.change(&[Part::Pod]) => changed,
                 };
-                changed?;
+                changed.map_err(|error| match (error, told.borrow().clone()) {
+                    (KubernetesError::TimedOut { id, after, .. }, Some(waiting)) => {
+                        KubernetesError::TimedOut { id, after, waiting }
+                    }
+                    (error, _) => error,
+                })?;
                 match self.reach(aim).await? {
                     Some(now) if now != address => break now,
                     Some(_) => {}
@@ -484,27 +509,21 @@ enum Changed {
     Quiet,
 }
 
-/// Makes an anchor before anything else is known; gives the one that is there if somebody else was faster.
-pub(super) async fn make_anchor(
-    cluster: &Cluster,
-    settings: &Settings,
-    anchor: &NewAnchor,
-    objects: &Objects,
-    report: Report<'_>,
-) -> Result<Value, ApiError> {
-    let names = Names::of(&anchor.id, anchor.profile);
-    let report = trouble(report);
-    let apply = Apply { cluster, deadline: Instant::now() + settings.start_timeout, report: &report };
-    apply.create_anchor(&names.anchor, &anchor.manifest(&settings.installation, &names, objects)).await
-}
-
 /// What a call that is tried again says, as progress.
 fn trouble(report: Report<'_>) -> impl Fn(&str) + Sync + '_ {
     move |text| report(&Waiting::because(Stage::Making, text))
 }
 
-/// Binds sandboxd, or sees that it is bound to this very sandbox; tries again while nobody answers.
-async fn bind(id: &SandboxId, profile: Profile, anchor: &Anchor, route: Route) -> Result<Sandbox, KubernetesError> {
+/// Binds sandboxd, or sees that it is bound to this very sandbox; tries again while nobody answers, and tells why once that
+/// takes long.
+async fn bind(
+    id: &SandboxId,
+    profile: Profile,
+    anchor: &Anchor,
+    route: Route,
+    report: Report<'_>,
+    trouble: &watch::Sender<Option<Waiting>>,
+) -> Result<Sandbox, KubernetesError> {
     let sandbox = Sandbox::new(route.clone(), anchor.key.clone());
     let blank = Sandbox::new(route, anchor.bind_secret.clone());
     let request = anchor.bind_request();
@@ -528,6 +547,11 @@ async fn bind(id: &SandboxId, profile: Profile, anchor: &Anchor, route: Route) -
             Ok(Ok(())) => return Ok(sandbox),
             Ok(Err(error)) if !is_passing(&error, profile) => {
                 return Err(KubernetesError::Bind { id: id.clone(), reason: shown(&error.to_string()) });
+            }
+            Ok(Err(error)) if pause == LONGEST_PAUSE => {
+                let waiting = Waiting::because(Stage::Binding, causes(&error));
+                report(&waiting);
+                trouble.send_replace(Some(waiting));
             }
             Ok(Err(_)) | Err(_) => {}
         }
