@@ -78,11 +78,12 @@ pub(crate) enum Place {
     Stream,
 }
 
-/// `SANDBOX:PATH`, a local path, or `-`. A local path with a colon is written with a slash before it: `./a:b`.
+/// `SANDBOX:PATH`, a local path, or `-`. What begins with `/` or `.` is a local path, also with a colon: `./a:b`. Slashes may
+/// be in a sandbox's name.
 pub(crate) fn place(text: &str) -> Place {
     match text.split_once(':') {
         _ if text == "-" => Place::Stream,
-        Some((name, path)) if !name.contains('/') && !name.is_empty() => {
+        Some((name, path)) if !name.starts_with(['/', '.']) && !name.is_empty() => {
             Place::Sandbox { name: name.to_owned(), path: path.to_owned() }
         }
         _ => Place::Local(text.to_owned()),
@@ -124,7 +125,10 @@ mod tests {
     #[test]
     fn a_side_of_cp_is_in_a_sandbox_or_here() {
         assert_eq!(place("box:/a:b"), Place::Sandbox { name: "box".into(), path: "/a:b".into() });
-        assert_eq!(place("./a:b"), Place::Local("./a:b".into()));
+        assert_eq!(place("a/b:/c"), Place::Sandbox { name: "a/b".into(), path: "/c".into() });
+        for local in ["./a:b", "/a:b", "../a:b", "a/b"] {
+            assert_eq!(place(local), Place::Local(local.into()));
+        }
         assert_eq!(place("-"), Place::Stream);
     }
 }

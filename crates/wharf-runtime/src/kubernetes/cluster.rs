@@ -51,8 +51,8 @@ pub struct Access {
 /// Why no cluster could be addressed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    #[error("could not read the kubeconfig")]
-    Kubeconfig(#[source] Box<kube::config::KubeconfigError>),
+    #[error("could not use the kubeconfig: {0}")]
+    Kubeconfig(String),
     #[error("there is no context `{wanted}` in the kubeconfig; it has {known}")]
     Context { wanted: String, known: String },
     #[error("no cluster is configured: there is no kubeconfig, and this is not a pod")]
@@ -243,29 +243,27 @@ fn random_fraction() -> f64 {
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
 }
 
-/// An error and what caused it, without what is said twice: each layer may repeat the text of the one below.
-fn layers(error: &dyn std::error::Error) -> Vec<String> {
-    let mut causes: Vec<String> = Vec::new();
-    let mut cause = Some(error);
+/// What lies at the bottom of an error.
+fn last_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+/// An error and what caused it in one line, without what is said twice: some layers repeat the text of the one below.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
     while let Some(error) = cause {
-        let text = error.to_string();
-        if let Some(last) = causes.last_mut().filter(|last| last.ends_with(&text)) {
-            *last = text;
-        } else {
-            causes.push(text);
+        let below = error.to_string();
+        if !text.contains(&below) {
+            text = format!("{text}: {below}");
         }
         cause = error.source();
     }
-    causes
-}
-
-fn last_cause(error: &dyn std::error::Error) -> String {
-    layers(error).pop().unwrap_or_default()
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    layers(error).join(": ")
+    text
 }
 
 /// A kubeconfig's error without the lines that it shows of the file: there are keys in it.
