@@ -33,6 +33,9 @@ impl Server {
     /// A blank server; `prefix` is what it is started through.
     fn blank(prefix: &[&str]) -> Self {
         let home = tempfile::tempdir().unwrap();
+        // For whomever it is started as.
+        let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777);
+        std::fs::set_permissions(home.path(), open).unwrap();
         let secret = home.path().join("secret");
         std::fs::write(&secret, SECRET).unwrap();
         let port = wharf_e2e::free_port();
@@ -135,6 +138,33 @@ fn a_tree_is_ended_also_where_our_own_session_began_in_another_namespace() {
     let id = exec["id"].as_str().unwrap();
     server.delete(&format!("/v1/execs/{id}"));
     assert_eq!(server.run("cat /proc/[0-9]*/comm | grep -c sleep"), "0");
+}
+
+#[test]
+fn in_a_container_it_passes_the_images_variables_on_and_gives_a_nameless_user_a_home() {
+    let as_nobody_known = ["setpriv", "--reuid", "43210", "--regid", "43210", "--clear-groups"];
+    let as_an_image_says = ["env", "-i", "HOME=/", "FROM_IMAGE=yes", "BOTH=image", "PATH=/usr/bin:/bin:/image"];
+    let server = Server::blank(&[as_nobody_known.as_slice(), &as_an_image_says].concat());
+    let home = server.home.path().display().to_string();
+    let environment = json!({ "BOTH": "bound" });
+    let request = json!({
+        "keys": [KEY], "working_dir": home, "environment": environment, "inherit_environment": true,
+    });
+    assert_eq!(server.post(SECRET, "/v1/bind", &request).0, 204);
+    assert_eq!(server.run("echo $FROM_IMAGE $BOTH $PATH"), "yes bound /usr/bin:/bin:/image");
+    assert_eq!(server.run("echo ~; id -u"), format!("{home}\n43210"));
+}
+
+#[test]
+fn it_copies_itself_to_where_another_image_starts_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().display().to_string();
+    assert!(sandboxd(&["install", &at]).status.success());
+    let copy = directory.path().join("wharf-sandboxd");
+    assert!(Command::new(copy).arg("--version").output().unwrap().status.success());
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    let refused = sandboxd(&["install", "/nowhere"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("/nowhere/wharf-sandboxd"), "{refused:?}");
 }
 
 #[test]

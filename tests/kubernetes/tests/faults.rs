@@ -2,7 +2,7 @@
 //! sandbox's life to the API server, the pod itself, and callers that race.
 //!
 //! ```text
-//! record(): a life without faults ──▶ calls of create, get_ready, suspend, resume, remove
+//! recorded(): a life without faults ──▶ calls of create, get_ready, suspend, resume, remove
 //!                                        │ × what can go wrong
 //!                                        ▼
 //! live(): a life in which each operation meets one fault ──▶ did it succeed, and which objects are there?
@@ -19,6 +19,9 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::join_all};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 use tokio::time::timeout;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, list_objects, settle, with_namespace},
@@ -34,8 +37,13 @@ const IMAGE: &str = "localhost/wharf/debian:test";
 /// The sandbox of every case; each has a namespace of its own while it lasts.
 const ID: &str = "box";
 const SUSPENDED: [&str; 3] = ["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
-const RUNNING: [&str; 5] =
-    ["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Pod/wharf-box", "Secret/wharf-box", "Service/wharf-box"];
+const RUNNING: [&str; 5] = [
+    "NetworkPolicy/wharf-box",
+    "PersistentVolumeClaim/wharf-box",
+    "Pod/wharf-box",
+    "Secret/wharf-box",
+    "Service/wharf-box",
+];
 /// Cases at the same time: the machine has two processors.
 const AT_ONCE: usize = 8;
 /// What goes wrong once holds nobody up for longer.
@@ -99,11 +107,16 @@ fn settings(namespace: &str) -> Settings {
 
 /// Makes a runtime that reaches the API server through a proxy of its own.
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
-    let proxy = FaultProxy::start(namespace.config.clone()).await;
-    let cluster = Cluster::of_config(proxy.kube_config(&namespace.name), Some(&namespace.name), true).unwrap();
-    (proxy, KubernetesRuntime::new(cluster, settings(&namespace.name)))
+    stage_with(namespace, |_| {}).await
 }
 
+async fn stage_with(namespace: &Namespace, set: impl FnOnce(&mut Settings)) -> (FaultProxy, KubernetesRuntime) {
+    let proxy = FaultProxy::start(namespace.config.clone()).await;
+    let cluster = Cluster::of_config(proxy.kube_config(&namespace.name), Some(&namespace.name), true).unwrap();
+    let mut settings = settings(&namespace.name);
+    set(&mut settings);
+    (proxy, KubernetesRuntime::new(cluster, settings))
+}
 
 /// Which call goes wrong, and how.
 #[derive(Clone)]
@@ -164,15 +177,18 @@ fn passing(verb: Verb) -> Vec<(&'static str, Action)> {
 }
 
 /// The calls of each operation of a life in which nothing goes wrong.
-async fn record(namespace: &Namespace) -> BTreeMap<Operation, Vec<Call>> {
-    let (proxy, runtime) = stage(namespace).await;
+async fn recorded() -> BTreeMap<Operation, Vec<Call>> {
     let mut all = BTreeMap::new();
-    for operation in Operation::LIFE {
-        let before = proxy.calls().len();
-        operation.carry_out(&runtime).await.unwrap();
-        settle(&namespace.client, &namespace.name, operation.leaves()).await;
-        all.insert(operation, proxy.calls().split_off(before));
-    }
+    with_namespace("recorded", async |namespace| {
+        let (proxy, runtime) = stage(&namespace).await;
+        for operation in Operation::LIFE {
+            let before = proxy.calls().len();
+            operation.carry_out(&runtime).await.unwrap();
+            settle(&namespace.client, &namespace.name, operation.leaves()).await;
+            all.insert(operation, proxy.calls().split_off(before));
+        }
+    })
+    .await;
     all
 }
 
@@ -194,8 +210,7 @@ type Life = BTreeMap<Operation, Wrong>;
 fn lives(mut wrong: BTreeMap<Operation, Vec<Wrong>>) -> Vec<Life> {
     let mut all = Vec::new();
     loop {
-        let life: Life =
-            wrong.iter_mut().filter_map(|(operation, all)| Some((*operation, all.pop()?))).collect();
+        let life: Life = wrong.iter_mut().filter_map(|(operation, all)| Some((*operation, all.pop()?))).collect();
         if life.is_empty() {
             return all;
         }
@@ -250,8 +265,14 @@ async fn live(namespace: &Namespace, life: Life) -> Vec<String> {
         if let Some(wrong) = wrong {
             wrong.add_to(&proxy, Times::Once);
         }
-        let outcome = overcome(namespace, &runtime, operation).await;
+        let done = timeout(PATIENCE, operation.carry_out(&runtime)).await;
         let calls = proxy.calls().split_off(before);
+        proxy.clear();
+        let outcome = match done {
+            Ok(Ok(())) => is_well(namespace, &runtime, operation).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it does not end".to_owned()),
+        };
         let text = wrong.map(Wrong::to_string).unwrap_or_default();
         let mut fail = |why: &str| {
             let calls: Vec<_> = calls.iter().map(|call| format!("    {call}")).collect();
@@ -263,21 +284,21 @@ async fn live(namespace: &Namespace, life: Life) -> Vec<String> {
         }
         // Why it takes long is asked only if it does.
         let sure = wrong.filter(|wrong| wrong.target.resource.as_deref() != Some("events"));
-        let met = |call: &Call, wrong: &Wrong| call.fault.is_some() && call.target.to_string() == wrong.target.to_string();
+        let met =
+            |call: &Call, wrong: &Wrong| call.fault.is_some() && call.target.to_string() == wrong.target.to_string();
         if sure.is_some_and(|wrong| !calls.iter().any(|call| met(call, wrong))) {
             fail("this call was not made");
         }
-        let pods = calls.iter().filter(|call| call.target.verb == Verb::Apply && call.status() == Some(201));
-        if pods.filter(|call| call.target.resource.as_deref() == Some("pods")).count() > 1 {
+        let pods = calls.iter().filter(|call| call.target.resource.as_deref() == Some("pods"));
+        if pods.filter(|call| call.status() == Some(201)).count() > 1 {
             fail("more than one pod was made");
         }
     }
     failures
 }
 
-async fn overcome(namespace: &Namespace, runtime: &KubernetesRuntime, operation: Operation) -> Result<(), String> {
-    let done = timeout(PATIENCE, operation.carry_out(runtime)).await;
-    done.map_err(|_| "it does not end".to_owned())?.map_err(|error| error.to_string())?;
+/// Whether there is exactly what is to be there, and can be used.
+async fn is_well(namespace: &Namespace, runtime: &KubernetesRuntime, operation: Operation) -> Result<(), String> {
     settled(namespace, operation.leaves()).await?;
     if operation.leaves() != RUNNING {
         return Ok(());
@@ -289,32 +310,144 @@ async fn overcome(namespace: &Namespace, runtime: &KubernetesRuntime, operation:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_goes_wrong_once_in_any_call_is_got_over_and_leaves_nothing() {
-    let mut wrong = BTreeMap::new();
-    with_namespace("recorded", async |namespace| {
-        for (operation, calls) in record(&namespace).await {
-            wrong.insert(operation, every(&calls, |target| passing(target.verb)));
-        }
-    })
-    .await;
-    check_all(lives(wrong), live).await;
+    let calls = recorded().await;
+    let wrong = calls.iter().map(|(operation, calls)| (*operation, every(calls, |target| passing(target.verb))));
+    check_all(lives(wrong.collect()), live).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_never_answered_is_made_again() {
-    let silent = |operation, verb, resource: Option<&str>| {
-        let name = Some("wharf-box".to_owned());
-        let target = Target { verb, namespace: None, resource: resource.map(str::to_owned), name };
-        (operation, Wrong { target, nth: 0, how: "silence", action: Action::Silence })
+    let calls = recorded().await;
+    let silent = |(operation, call): &(Operation, &str)| {
+        let meant = calls[operation].iter().filter(|made| made.target.to_string().starts_with(call)).cloned();
+        let mut wrong = every(&meant.collect::<Vec<_>>(), |_| vec![("silence", Action::Silence)]);
+        assert!(!wrong.is_empty(), "{operation:?} makes no call `{call}`");
+        (*operation, wrong.swap_remove(0))
     };
-    let life = |verbs: [(Operation, Verb, &str); 2]| -> Life {
-        verbs.into_iter().map(|(operation, verb, resource)| silent(operation, verb, Some(resource))).collect()
-    };
-    let cases = vec![
-        life([(Operation::Create, Verb::Apply, "pods"), (Operation::Suspend, Verb::Delete, "pods")]),
-        life([(Operation::Create, Verb::Patch, "secrets"), (Operation::Resume, Verb::Patch, "secrets")]),
-        life([(Operation::Create, Verb::Watch, "pods"), (Operation::Remove, Verb::Delete, "secrets")]),
-        life([(Operation::Create, Verb::Get, "secrets"), (Operation::Remove, Verb::Watch, "secrets")]),
-        life([(Operation::GetReady, Verb::Get, "pods"), (Operation::Suspend, Verb::Watch, "pods")]),
+    use Operation::{Create, GetReady, Remove, Resume, Suspend};
+    let cases = [
+        vec![(Create, "create pods"), (Suspend, "delete pods")],
+        vec![(Create, "patch secrets"), (Resume, "patch secrets")],
+        vec![(Create, "watch pods"), (Remove, "delete secrets")],
+        vec![(Create, "create secrets"), (Remove, "watch secrets")],
+        vec![(GetReady, "get pods"), (Suspend, "watch pods")],
     ];
-    check_all(cases, live).await;
+    check_all(cases.iter().map(|life| life.iter().map(silent).collect()).collect(), live).await;
+}
+
+/// How long a create may take here, without its undoing.
+const START_TIMEOUT: Duration = Duration::from_secs(3);
+/// How much longer the undoing may take.
+const UNDO_PATIENCE: Duration = Duration::from_secs(25);
+
+/// What an error says that could not be done.
+fn undone(target: &Target) -> String {
+    let kind = match target.resource.as_deref() {
+        Some("secrets") => "Secret",
+        Some("networkpolicies") => "NetworkPolicy",
+        Some("persistentvolumeclaims") => "PersistentVolumeClaim",
+        Some("pods") => "Pod",
+        Some("services") => "Service",
+        Some("ingresses") => "Ingress",
+        _ => return "could not ask for the version of Kubernetes: ".to_owned(),
+    };
+    let verb = match target.verb {
+        Verb::Get => "look for",
+        Verb::Create | Verb::Apply => "make",
+        Verb::Patch => "change",
+        Verb::Watch => "watch",
+        verb => panic!("create makes no call `{verb}`"),
+    };
+    format!("could not {verb} {kind} `wharf-box`: ")
+}
+
+/// A create that fails because of `faults` in a proxy, with `says` in its error's text.
+async fn give_up(namespace: &Namespace, faults: impl FnOnce(&FaultProxy), says: &str) -> Result<(), String> {
+    let (proxy, runtime) = stage_with(namespace, |settings| settings.start_timeout = START_TIMEOUT).await;
+    faults(&proxy);
+    let started = Instant::now();
+    let created = create(&runtime).await;
+    let took = started.elapsed();
+    let calls: Vec<_> = proxy.calls().iter().map(|call| format!("    {call}")).collect();
+    let fail = |why: String| Err(format!("{why}\n{}", calls.join("\n")));
+    match created {
+        Ok(_) => return fail("it succeeds".to_owned()),
+        Err(error) if !error.to_string().contains(says) => return fail(format!("`{error}` does not say `{says}`")),
+        Err(_) => {}
+    }
+    if took > START_TIMEOUT + UNDO_PATIENCE {
+        return fail(format!("it takes {} s", took.as_secs()));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_for_ever_is_told_and_what_was_made_is_taken_back() {
+    let calls = recorded().await;
+    let ways = |target: &Target| match target.resource.as_deref() {
+        // They only say why something takes long.
+        Some("events") => Vec::new(),
+        _ => vec![
+            ("403 for ever", status(403, "Forbidden")),
+            ("422 for ever", status(422, "Invalid")),
+            ("500 for ever", status(500, "InternalError")),
+            ("cuts before the server for ever", Action::CutBefore),
+            ("cuts after the server for ever", Action::CutAfter),
+        ],
+    };
+    check_all(every(&calls[&Operation::Create], ways), async |namespace, wrong: Wrong| {
+        let text = match wrong.action {
+            Action::Status { code, .. } => format!("{}forced {code}", undone(&wrong.target)),
+            _ => undone(&wrong.target),
+        };
+        let given_up = give_up(namespace, |proxy| wrong.add_to(proxy, Times::Always), &text).await;
+        let left = settled(namespace, &[]).await;
+        [given_up, left].into_iter().filter_map(Result::err).map(|why| format!("{wrong}: {why}")).collect()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_taken_back_goes_with_the_next_remove_or_as_garbage() {
+    #[derive(Clone, Copy, Debug)]
+    enum Cleaner {
+        Remove,
+        Garbage,
+    }
+    // A rollback that is refused, and one that no server is there for.
+    let refused = || status(403, "Forbidden");
+    let cases = vec![
+        (refused as fn() -> Action, Cleaner::Remove),
+        (refused, Cleaner::Garbage),
+        (|| Action::CutBefore, Cleaner::Remove),
+        (|| Action::CutBefore, Cleaner::Garbage),
+    ];
+    check_all(cases, async |namespace, (action, cleaner)| {
+        let faults = |proxy: &FaultProxy| {
+            proxy.add(Fault::always(Match::new(Verb::Create, "services"), status(403, "Forbidden")));
+            proxy.add(Fault::always(Match { verb: Some(Verb::Delete), ..Match::default() }, action()));
+        };
+        let cleaned = async {
+            give_up(namespace, faults, "could not make Service `wharf-box`: forced 403").await?;
+            let (_proxy, runtime) = stage(namespace).await;
+            match cleaner {
+                Cleaner::Remove => drop(runtime.remove(&id(), &|_| {}).await.map_err(|error| error.to_string())?),
+                Cleaner::Garbage => {
+                    age(namespace).await;
+                    let gone = runtime.collect_garbage(&|_| {}).await.map_err(|error| error.to_string())?;
+                    assert_eq!(gone, [id()]);
+                }
+            }
+            settled(namespace, &[]).await
+        };
+        cleaned.await.err().map(|why| format!("{:?}, then {cleaner:?}: {why}", action())).into_iter().collect()
+    })
+    .await;
+}
+
+/// As if whoever made the sandbox had been gone for long.
+async fn age(namespace: &Namespace) {
+    let past = json!({ "metadata": { "annotations": { "wharf.dev/leased-until": "2020-01-01T00:00:00Z" } } });
+    let secrets = namespace.api::<Secret>();
+    secrets.patch("wharf-box", &PatchParams::default(), &Patch::Merge(past)).await.unwrap();
 }

@@ -524,9 +524,11 @@ async fn bind(
     report: Report<'_>,
     trouble: &watch::Sender<Option<Waiting>>,
 ) -> Result<Sandbox, KubernetesError> {
+    let way = route.to_string();
     let sandbox = Sandbox::new(route.clone(), anchor.key.clone());
     let blank = Sandbox::new(route, anchor.bind_secret.clone());
     let request = anchor.bind_request();
+    let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
         let once = async {
@@ -543,17 +545,18 @@ async fn bind(
                 },
             }
         };
-        match tokio::time::timeout(ANSWER_PATIENCE, once).await {
+        let why = match tokio::time::timeout(ANSWER_PATIENCE, once).await {
             Ok(Ok(())) => return Ok(sandbox),
             Ok(Err(error)) if !is_passing(&error, profile) => {
                 return Err(KubernetesError::Bind { id: id.clone(), reason: shown(&error.to_string()) });
             }
-            Ok(Err(error)) if pause == LONGEST_PAUSE => {
-                let waiting = Waiting::because(Stage::Binding, causes(&error));
-                report(&waiting);
-                trouble.send_replace(Some(waiting));
-            }
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(error)) => causes(&error),
+            Err(_) => format!("no answer by {} within {} s", way, ANSWER_PATIENCE.as_secs()),
+        };
+        if started.elapsed() >= EVENTS_AFTER {
+            let waiting = Waiting::because(Stage::Binding, why);
+            report(&waiting);
+            trouble.send_replace(Some(waiting));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
