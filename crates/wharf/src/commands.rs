@@ -191,7 +191,7 @@ async fn made(
     }
     drop(waiting);
     anstream::eprintln!("interrupted: removing `{id}`");
-    runtime.remove(id, &|_| {}).await?;
+    runtime.discard(id).await?;
     Ok(None)
 }
 

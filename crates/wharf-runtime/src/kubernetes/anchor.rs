@@ -10,6 +10,7 @@ use wharf_protocol::{BindRequest, SandboxId, Secret};
 use super::{
     manifest::{BIND_SECRET, KEY, Objects, Owner, labels},
     names::Names,
+    part::Part,
     settings::Profile,
 };
 
@@ -188,6 +189,12 @@ impl Anchor {
             bind: serde_json::from_str(text(BIND)?).map_err(|error| wrong(BIND, error.to_string()))?,
             objects: serde_json::from_str(text(OBJECTS)?).map_err(|error| wrong(OBJECTS, error.to_string()))?,
         })
+    }
+
+    /// Whether it is to be kept and has not been ready yet. A throw-away sandbox has a lease for as long as it lives, and
+    /// no workspace.
+    pub fn is_half_made(&self) -> bool {
+        self.leased_until.is_some() && self.objects.contains_key(&Part::Workspace)
     }
 
     /// The identity that sandboxd is given.

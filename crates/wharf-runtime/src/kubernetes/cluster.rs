@@ -26,7 +26,7 @@ use tower::{BoxError, ServiceBuilder};
 use super::{
     manifest::Carried,
     part::Part,
-    settings::{Carrier, Settings},
+    settings::{Carrier, Profile, Settings},
 };
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -201,6 +201,8 @@ impl Cluster {
     /// How sandboxd gets into pods of this cluster.
     pub(super) async fn carried(&self, settings: &Settings, deadline: Instant) -> Result<Carried, ApiError> {
         match settings.carrier {
+            // Its images have a server of their own.
+            _ if settings.profile == Profile::OpenHands => Ok(Carried::default()),
             Carrier::InitContainer => Ok(Carried::ByInitContainer),
             Carrier::ImageVolume => Ok(Carried::ByImageVolume),
             Carrier::Auto => {

@@ -225,6 +225,8 @@ impl KubernetesRuntime {
     /// Takes back what a call has made of a sandbox that does not start. The error of the start is the one to tell.
     async fn undo(&self, id: &SandboxId, before: Before, report: Report<'_>) {
         let _ = match before {
+            // Its end may take as long as a node tries to pull an image: who waits for an error need not wait for that.
+            Before::Nothing if self.settings.profile == Profile::Wharf => self.discard(id).await,
             Before::Nothing => self.remove(id, report).await.map(drop),
             Before::Workspace => self.suspend(id, report).await,
             Before::Pod => Ok(()),
@@ -308,6 +310,9 @@ impl KubernetesRuntime {
             _ if seen.is_some_and(|seen| seen.terminating) => Status::Deleting,
             (_, Wanted::Suspended) => Status::Suspended,
             (None, Wanted::Running) => Status::Stopped { reason: "its pod is gone".to_owned() },
+            (Some(Verdict::Reachable { .. }), Wanted::Running) if anchor.is_half_made() => {
+                Status::Starting { waiting: "binding: whoever makes it has not finished yet".to_owned() }
+            }
             (Some(Verdict::Reachable { .. }), Wanted::Running) => Status::Ready,
             (Some(Verdict::Waiting(waiting)), Wanted::Running) => Status::Starting { waiting: waiting.to_string() },
             (Some(Verdict::Failed(failure)), Wanted::Running) => Status::Stopped { reason: failure.message.clone() },
@@ -375,6 +380,9 @@ impl KubernetesRuntime {
         let aim = Aim::Running { objects: None, anchor: None };
         let address = operation.reach(&aim).await?.unwrap_or_default();
         operation.bind(&aim, address).await?;
+        if operation.anchor()?.is_half_made() {
+            operation.keep().await?;
+        }
         self.found(operation.observed())
     }
 

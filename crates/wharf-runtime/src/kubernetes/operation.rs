@@ -46,6 +46,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long sandboxd may take with one answer while it is being waited for.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_LINES: i64 = 5;
+/// Of a pod's events that come while it is waited for, the latest are kept.
+const MOST_EVENTS: usize = 100;
 
 /// Hears how far an operation is.
 pub type Report<'a> = &'a (dyn Fn(&Waiting) + Sync);
@@ -144,9 +146,14 @@ impl<'a> Operation<'a> {
 
     /// All parts that a sandbox of this profile may have.
     pub(super) fn all_parts(&self) -> impl Iterator<Item = Part> + use<> {
-        let profile = self.profile;
-        // In our own profile there is one Service.
-        Part::ALL.into_iter().filter(move |part| profile == Profile::OpenHands || *part != Part::CodeService)
+        let (profile, hardened) = (self.profile, self.settings.hardened);
+        Part::ALL.into_iter().filter(move |part| match (profile, part) {
+            // In our own profile there is one Service.
+            (Profile::Wharf, Part::CodeService) => false,
+            // Nobody needs a right to what the original does not have.
+            (Profile::OpenHands, Part::Policy) => hardened,
+            (Profile::Wharf | Profile::OpenHands, _) => true,
+        })
     }
 
     fn plan(&self, aim: &Aim<'_>) -> Plan {
@@ -328,7 +335,12 @@ impl<'a> Operation<'a> {
             Changed::EventTime => {}
             Changed::Quiet => self.observe(parts.to_vec()).await?,
             Changed::Event(event) => match event.map(|event| *event) {
-                Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event))) => self.events.push(event),
+                Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event))) => {
+                    if self.events.len() >= MOST_EVENTS {
+                        self.events.remove(0);
+                    }
+                    self.events.push(event);
+                }
                 Some(Ok(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
                 Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => self.event_changes = None,
             },
@@ -375,7 +387,7 @@ impl<'a> Operation<'a> {
         let api = self.cluster.typed::<Event>();
         let fields = format!("involvedObject.uid={}", pod.uid);
         let report = |_: &str| {};
-        let list = ListParams::default().fields(&fields);
+        let list = ListParams::default().fields(&fields).limit(MOST_EVENTS as u32);
         let deadline = self.deadline.min(Instant::now() + ANSWER_PATIENCE);
         let Ok(listed) = self.cluster.call("list events", deadline, &report, || api.list(&list)).await else { return };
         let version = listed.metadata.resource_version.clone().unwrap_or_default();
@@ -423,17 +435,18 @@ impl<'a> Operation<'a> {
     }
 
     /// The sandbox stays, though whoever made it goes.
-    pub(super) async fn keep(&self) -> Result<(), KubernetesError> {
+    pub(super) async fn keep(&mut self) -> Result<(), KubernetesError> {
         self.lease(None).await
     }
 
     /// Says until when the sandbox is needed.
-    pub(super) async fn lease(&self, until: Option<Timestamp>) -> Result<(), KubernetesError> {
+    pub(super) async fn lease(&mut self, until: Option<Timestamp>) -> Result<(), KubernetesError> {
         let report = trouble(self.report);
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let anchor = self.anchor()?;
         let change = AnchorChange { leased_until: Some(until), ..AnchorChange::default() };
-        apply.change_anchor(&self.names.anchor, &anchor.uid, &change).await?;
+        let changed = apply.change_anchor(&self.names.anchor, &anchor.uid, &change).await?;
+        self.observed.note(Part::Anchor, Some(changed));
         Ok(())
     }
 

@@ -229,7 +229,9 @@ fn waiting_of(container: &ContainerStatus) -> Option<Waiting> {
 fn told_by(events: &[Event]) -> Waiting {
     let time = |event: &Event| {
         let micro = event.event_time.as_ref().map(|time| time.0);
-        event.last_timestamp.as_ref().map(|time| time.0).max(micro)
+        // Several come within the second that a time tells.
+        let version = event.metadata.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
+        (event.last_timestamp.as_ref().map(|time| time.0).max(micro), version)
     };
     let mut events: Vec<&Event> = events.iter().collect();
     events.sort_by_key(|event| std::cmp::Reverse(time(event)));
