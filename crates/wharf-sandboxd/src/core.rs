@@ -64,8 +64,12 @@ impl Bound {
     ) -> Result<(User, Environment, PathBuf), ApiError> {
         let user = match user {
             None => self.identity.user.clone(),
-            Some(name) => users::find_user(name)
-                .ok_or_else(|| ApiError::invalid("user", name, "there is no such user in this sandbox"))?,
+            Some(name) => {
+                let user = users::find_user(name)
+                    .ok_or_else(|| ApiError::invalid("user", name, "there is no such user in this sandbox"))?;
+                users::check_usable(&user).map_err(|error| ApiError::invalid("user", name, error.to_string()))?;
+                user
+            }
         };
         let mut all = self.identity.environment.clone();
         for (name, value) in environment {

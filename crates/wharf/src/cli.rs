@@ -48,7 +48,7 @@ pub(crate) struct Place {
     /// A kubeconfig file [default: KUBECONFIG or ~/.kube/config].
     #[arg(long, global = true, value_name = "FILE", help_heading = "Runtime")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// An OpenHands config.toml; our own settings are in its section [wharf].
+    /// An OpenHands config.toml; our own settings are in its section `wharf`.
     #[arg(long, global = true, env = "WHARF_CONFIG", value_name = "FILE", help_heading = "Runtime")]
     pub(crate) config: Option<PathBuf>,
     /// Whose objects a sandbox is made of [default: wharf].

@@ -197,7 +197,11 @@ async fn made(
 
 async fn create(runtime: &Runtime, arguments: Create, form: OutputForm) -> anyhow::Result<ExitCode> {
     let id = arguments.name.unwrap_or_else(|| made_up_name("").into());
-    let there = matches!(runtime, Runtime::Kubernetes(_)) && runtime.get(&id).await.is_ok();
+    let there = match runtime {
+        Runtime::Local(_) => false,
+        // A cluster that does not answer is told of now, and not asked again.
+        Runtime::Kubernetes(kubernetes) => kubernetes.find(&id).await.map_err(RuntimeError::from)?.is_some(),
+    };
     let spec = spec_of(&arguments.shape)?;
     let sandbox = if there {
         // Whatever an earlier call has made is not ours to take back.
@@ -279,13 +283,31 @@ pub(crate) async fn ready(runtime: &Runtime, id: &SandboxId) -> anyhow::Result<S
 
 async fn remove(runtime: &Runtime, names: Vec<SandboxId>, all: bool, form: OutputForm) -> anyhow::Result<ExitCode> {
     let names = if all { runtime.list().await?.into_iter().map(|sandbox| sandbox.id).collect() } else { names };
+    let waiting = match names.as_slice() {
+        [one] => Progress::waiting(format!("removing `{one}`")),
+        many => Progress::waiting(format!("removing {} sandboxes", many.len())),
+    };
+    let mut results = Vec::new();
+    // What takes long is the end of their processes: that can go on in many at the same time.
+    for some in names.chunks(REMOVED_AT_ONCE) {
+        let removals: Vec<_> = some
+            .iter()
+            .map(|name| {
+                let (runtime, name) = (runtime.clone(), name.clone());
+                tokio::spawn(async move { runtime.remove(&name, &|_| {}).await })
+            })
+            .collect();
+        for removal in removals {
+            results.push(removal.await?);
+        }
+    }
+    drop(waiting);
     let (mut failed, mut removed) = (false, Vec::new());
-    for name in names {
-        let waiting = Progress::waiting(format!("removing `{name}`"));
-        let done = runtime.remove(&name, &|stage| waiting.stage(stage)).await;
-        drop(waiting);
+    for (name, done) in names.into_iter().zip(results) {
         match done {
             Ok(true) => removed.push(name),
+            // Somebody else has removed it since it was listed.
+            Ok(false) if all => {}
             Ok(false) => {
                 anstream::eprintln!("error: there is no sandbox `{name}`");
                 failed = true;
@@ -299,6 +321,8 @@ async fn remove(runtime: &Runtime, names: Vec<SandboxId>, all: bool, form: Outpu
     show::names(&removed, form)?;
     Ok(if failed { ExitCode::from(crate::error::FAILED) } else { ExitCode::SUCCESS })
 }
+
+const REMOVED_AT_ONCE: usize = 16;
 
 /// Gives blocking reads of standard input no chance to hold the program up at its end.
 pub(crate) const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(20);

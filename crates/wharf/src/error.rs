@@ -70,6 +70,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     }
     match error.downcast_ref::<ClientError>()?.kind() {
         ErrorKind::Unreachable => Some("`wharf ls` tells whether the sandbox still runs".to_owned()),
+        ErrorKind::Refused(ProblemKind::Unauthorized) => {
+            Some("the server of `--profile openhands` answers OpenHands, not `wharf`".to_owned())
+        }
         ErrorKind::Refused(ProblemKind::Conflict) => Some("somebody else may be using it".to_owned()),
         _ => None,
     }

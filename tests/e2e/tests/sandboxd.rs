@@ -153,6 +153,12 @@ fn in_a_container_it_passes_the_images_variables_on_and_gives_a_nameless_user_a_
     assert_eq!(server.post(SECRET, "/v1/bind", &request).0, 204);
     assert_eq!(server.run("echo $FROM_IMAGE $BOTH $PATH"), "yes bound /usr/bin:/bin:/image");
     assert_eq!(server.run("echo ~; id -u"), format!("{home}\n43210"));
+    // It cannot become anybody else, and says so.
+    for other in ["root", "4711"] {
+        let (status, problem) = server.post(KEY, "/v1/execs", &json!({ "argv": ["true"], "user": other }));
+        assert_eq!((status, &problem["field"]), (400, &json!("user")), "{problem}");
+    }
+    assert_eq!(server.post(KEY, "/v1/execs", &json!({ "argv": ["true"], "user": "43210" })).0, 201);
 }
 
 #[test]

@@ -11,25 +11,25 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     panic::AssertUnwindSafe,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt as _, future::join_all};
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Patch, PatchParams};
+use futures_util::{FutureExt as _, StreamExt as _, future::join_all};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use serde_json::json;
 use tokio::time::timeout;
 use wharf_kubernetes_tests::{
-    cluster::{Namespace, list_objects, settle, with_namespace},
-    fault_proxy::{Action, Call, Fault, FaultProxy, Match, Target, Times, Verb},
+    cluster::{Namespace, settle, with_namespace},
+    fault_proxy::{Action, Call, Fault, FaultProxy, Gate, Match, Target, Times, Verb},
 };
-use wharf_protocol::{SandboxId, SandboxSpec};
+use wharf_protocol::{ExecRequest, SandboxId, SandboxSpec};
 use wharf_runtime::{
-    Lifetime,
+    Lifetime, Status,
     kubernetes::{Cluster, Found, KubernetesError, KubernetesRuntime, Settings, settings::Sources},
 };
 
@@ -336,7 +336,7 @@ async fn a_call_that_is_never_answered_is_made_again() {
 }
 
 /// How long a create may take here, without its undoing.
-const START_TIMEOUT: Duration = Duration::from_secs(3);
+const START_TIMEOUT: Duration = Duration::from_secs(8);
 /// How much longer the undoing may take.
 const UNDO_PATIENCE: Duration = Duration::from_secs(25);
 
@@ -384,16 +384,22 @@ async fn give_up(namespace: &Namespace, faults: impl FnOnce(&FaultProxy), says: 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_wrong_for_ever_is_told_and_what_was_made_is_taken_back() {
     let calls = recorded().await;
-    let ways = |target: &Target| match target.resource.as_deref() {
-        // They only say why something takes long.
-        Some("events") => Vec::new(),
-        _ => vec![
+    let ways = |target: &Target| {
+        // Events only say why something takes long.
+        if target.resource.as_deref() == Some("events") {
+            return Vec::new();
+        }
+        let mut all = vec![
             ("403 for ever", status(403, "Forbidden")),
             ("422 for ever", status(422, "Invalid")),
             ("500 for ever", status(500, "InternalError")),
             ("cuts before the server for ever", Action::CutBefore),
-            ("cuts after the server for ever", Action::CutAfter),
-        ],
+        ];
+        // A sandbox that was made is looked at when the answer that it is kept is lost: that is no failure.
+        if target.verb != Verb::Patch {
+            all.push(("cuts after the server for ever", Action::CutAfter));
+        }
+        all
     };
     check_all(every(&calls[&Operation::Create], ways), async |namespace, wrong: Wrong| {
         let text = match wrong.action {
@@ -450,4 +456,217 @@ async fn age(namespace: &Namespace) {
     let past = json!({ "metadata": { "annotations": { "wharf.dev/leased-until": "2020-01-01T00:00:00Z" } } });
     let secrets = namespace.api::<Secret>();
     secrets.patch("wharf-box", &PatchParams::default(), &Patch::Merge(past)).await.unwrap();
+}
+
+/// Whether the cluster says one thing: a sandbox with all that belongs to it, one without a pod, or none.
+async fn is_whole(namespace: &Namespace, runtime: &KubernetesRuntime) -> Result<(), String> {
+    let found = runtime.find(&id()).await.map_err(|error| error.to_string())?;
+    let expected: &[&str] = match found.map(|found| found.status) {
+        None | Some(Status::Deleting) => &[],
+        Some(Status::Suspended) => &SUSPENDED,
+        Some(Status::Ready) => &RUNNING,
+        Some(status @ (Status::Starting { .. } | Status::Stopped { .. })) => return Err(format!("it is {status:?}")),
+    };
+    settled(namespace, expected).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_creates_at_once_give_one_sandbox_and_one_key() {
+    with_namespace("at-once", async |namespace| {
+        let (proxy, runtime) = stage(&namespace).await;
+        let made = join_all((0..20).map(|_| create(&runtime))).await;
+        let keys: BTreeSet<String> =
+            made.into_iter().map(|made| made.unwrap().anchor.key.reveal().to_owned()).collect();
+        assert_eq!(keys.len(), 1);
+        settle(&namespace.client, &namespace.name, RUNNING).await;
+        let pods = proxy.calls().into_iter().filter(|call| call.target.resource.as_deref() == Some("pods"));
+        assert_eq!(pods.filter(|call| call.status() == Some(201)).count(), 1);
+        assert!(matches!(create(&runtime).await, Err(KubernetesError::Exists(_))));
+    })
+    .await;
+}
+
+/// One operation begins when another has just made one of its calls; both end, and what they leave is whole.
+async fn race(namespace: &Namespace, first: Operation, second: Operation, call: &Wrong) -> Result<(), String> {
+    let (_other_proxy, other) = stage_with(namespace, |settings| settings.start_timeout = PATIENCE).await;
+    for before in Operation::LIFE.into_iter().take_while(|before| *before != first) {
+        before.carry_out(&other).await.map_err(|error| format!("before: {error}"))?;
+    }
+    let (proxy, runtime) = stage_with(namespace, |settings| settings.start_timeout = PATIENCE).await;
+    let gate = Gate::default();
+    Wrong { action: Action::PauseAfter(gate.clone()), ..call.clone() }.add_to(&proxy, Times::Once);
+    let met = async {
+        gate.reached().await;
+        let (done, ()) = tokio::join!(second.carry_out(&other), async { gate.open() });
+        done
+    };
+    let both = timeout(PATIENCE, async { tokio::join!(first.carry_out(&runtime), met) }).await;
+    let (one, two) = both.map_err(|_| "they do not end".to_owned())?;
+    for ended in [one, two] {
+        match ended {
+            Ok(()) | Err(KubernetesError::NotFound(_) | KubernetesError::Exists(_)) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    is_whole(namespace, &other).await?;
+    other.remove(&id(), &|_| {}).await.map_err(|error| error.to_string())?;
+    settled(namespace, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_that_race_leave_a_whole_sandbox_or_none() {
+    use Operation::{Create, Remove, Resume, Suspend};
+    let calls = recorded().await;
+    let mut cases = Vec::new();
+    for (first, second) in [(Create, Remove), (Create, Suspend), (Suspend, Resume), (Resume, Suspend), (Resume, Remove)]
+    {
+        let certain: Vec<Call> =
+            calls[&first].iter().filter(|call| call.target.resource.as_deref() != Some("events")).cloned().collect();
+        let held = every(&certain, |_| vec![("the other", Action::Delay(Duration::ZERO))]);
+        cases.extend(held.into_iter().map(|wrong| (first, second, wrong)));
+    }
+    check_all(cases, async |namespace, (first, second, call): (Operation, Operation, Wrong)| {
+        let raced = race(namespace, first, second, &call).await;
+        raced.err().map(|why| format!("{first:?} and {second:?}: {call}: {why}")).into_iter().collect()
+    })
+    .await;
+}
+
+/// Waits until the pod of the sandbox is as `is_so` says.
+async fn pod_is(namespace: &Namespace, is_so: impl Fn(Option<&Pod>) -> bool + Send) {
+    let pods = namespace.api::<Pod>();
+    let parameters = WatchParams::default().fields("metadata.name=wharf-box");
+    let reached = async {
+        let now = pods.list(&ListParams::default()).await.unwrap();
+        if is_so(now.items.first()) {
+            return;
+        }
+        let mut changes = pods.watch(&parameters, &now.metadata.resource_version.unwrap()).await.unwrap().boxed();
+        while let Some(change) = changes.next().await {
+            let so = match change.unwrap() {
+                WatchEvent::Added(pod) | WatchEvent::Modified(pod) => is_so(Some(&pod)),
+                WatchEvent::Deleted(_) => is_so(None),
+                WatchEvent::Bookmark(_) | WatchEvent::Error(_) => false,
+            };
+            if so {
+                return;
+            }
+        }
+        panic!("the watch has ended");
+    };
+    timeout(PATIENCE, reached).await.expect("the pod becomes so");
+}
+
+fn has_ended(pod: Option<&Pod>) -> bool {
+    pod.and_then(|pod| pod.status.as_ref()).is_some_and(|status| status.phase.as_deref() == Some("Failed"))
+}
+
+async fn is_stopped_for(runtime: &KubernetesRuntime, says: &str) {
+    let error = runtime.get_ready(&id(), &|_| {}).await.unwrap_err().to_string();
+    assert!(error.contains("is not running") && error.contains(says), "{error}");
+}
+
+/// It has a new pod, and is the same sandbox.
+async fn is_resumed(namespace: &Namespace, runtime: &KubernetesRuntime, before: &Found) {
+    let resumed = runtime.resume(&id(), &|_| {}).await.unwrap();
+    assert_eq!(resumed.anchor.key.reveal(), before.anchor.key.reveal());
+    is_well(namespace, runtime, Operation::Resume).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_killed_while_it_starts_is_made_anew() {
+    with_namespace("killed", async |namespace| {
+        let (proxy, runtime) = stage(&namespace).await;
+        let gate = Gate::default();
+        proxy.add(Fault::once(Match::new(Verb::Watch, "pods"), Action::PauseBefore(gate.clone())));
+        let kill = async {
+            gate.reached().await;
+            let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            namespace.api::<Pod>().delete("wharf-box", &at_once).await.unwrap();
+            gate.open();
+        };
+        let (created, ()) = tokio::join!(create(&runtime), kill);
+        created.unwrap();
+        is_well(&namespace, &runtime, Operation::Create).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_killed_or_evicted_when_it_is_ready_is_told_and_can_be_resumed() {
+    with_namespace("gone", async |namespace| {
+        let (_proxy, runtime) = stage(&namespace).await;
+        let found = create(&runtime).await.unwrap();
+        let pods = namespace.api::<Pod>();
+        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        pods.delete("wharf-box", &at_once).await.unwrap();
+        is_stopped_for(&runtime, "its pod is gone").await;
+        is_resumed(&namespace, &runtime, &found).await;
+        // As `kubectl drain` does.
+        pods.evict("wharf-box", &EvictParams::default()).await.unwrap();
+        pod_is(&namespace, |pod| pod.is_none()).await;
+        is_stopped_for(&runtime, "its pod is gone").await;
+        is_resumed(&namespace, &runtime, &found).await;
+        // As a kubelet does that is low on memory.
+        let evicted = json!({ "status": { "phase": "Failed", "reason": "Evicted", "message": "low on memory" } });
+        pods.patch_status("wharf-box", &PatchParams::default(), &Patch::Merge(evicted)).await.unwrap();
+        pod_is(&namespace, has_ended).await;
+        is_stopped_for(&runtime, "its pod was evicted: low on memory").await;
+        is_resumed(&namespace, &runtime, &found).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_fills_its_memory_says_so_and_can_be_resumed() {
+    with_namespace("memory", async |namespace| {
+        let (_proxy, runtime) = stage(&namespace).await;
+        let small = SandboxSpec { memory_bytes: Some(96 << 20), ..spec() };
+        let found = runtime.create(&id(), &small, Lifetime::Kept, &|_| {}).await.unwrap();
+        let argv = ["python3", "-c", "x = b'x' * (400 << 20); print(len(x))"].map(str::to_owned).to_vec();
+        let fill = ExecRequest { argv, ..ExecRequest::default() };
+        found.sandbox().unwrap().exec(&fill).await.unwrap();
+        pod_is(&namespace, has_ended).await;
+        is_stopped_for(&runtime, "more memory than its limit").await;
+        is_resumed(&namespace, &runtime, &found).await;
+    })
+    .await;
+}
+
+/// What never starts: a create says why, in time, and leaves nothing.
+async fn never_starts(
+    set: impl FnOnce(&mut Settings),
+    image: &str,
+    kind: impl Fn(&KubernetesError) -> bool,
+    says: &[&str],
+) {
+    with_namespace("never", async |namespace| {
+        let (_proxy, runtime) = stage_with(&namespace, set).await;
+        let spec = SandboxSpec { image: Some(image.to_owned()), ..spec() };
+        let error = runtime.create(&id(), &spec, Lifetime::Kept, &|_| {}).await.unwrap_err();
+        let text = error.to_string();
+        assert!(kind(&error) && says.iter().all(|says| text.contains(says)), "{text}");
+        settle(&namespace.client, &namespace.name, [""; 0]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_starts_says_why() {
+    let failed = |error: &KubernetesError| matches!(error, KubernetesError::Failed { .. });
+    let timed_out = |error: &KubernetesError| matches!(error, KubernetesError::TimedOut { .. });
+    // At once, not when the time is over.
+    never_starts(|_| {}, "localhost/wharf/nowhere:test", failed, &["localhost/wharf/nowhere:test", "is not present"])
+        .await;
+    let unbound = |settings: &mut Settings| {
+        settings.storage_class = Some("never".to_owned());
+        settings.start_timeout = START_TIMEOUT;
+    };
+    never_starts(unbound, IMAGE, timed_out, &["PersistentVolumeClaim", "(", "never"]).await;
+    // In place of a node that is not ready: a taint would drive away all other tests' pods.
+    let nowhere = |settings: &mut Settings| {
+        settings.node_selector = BTreeMap::from([("wharf.dev/nowhere".to_owned(), "yes".to_owned())]);
+        settings.start_timeout = START_TIMEOUT;
+    };
+    never_starts(nowhere, IMAGE, timed_out, &["still scheduling: 0/1 nodes are available"]).await;
 }

@@ -114,15 +114,10 @@ impl KubernetesRuntime {
             true => Aim::Running { objects: None, anchor: None },
             false => Aim::Running { objects: Some(&objects), anchor: Some(&anchor) },
         };
-        let roll_back = async |operation: &Operation<'_>| {
-            if operation.anchor().is_ok_and(|made| made.creation == anchor.creation) {
-                self.undo(id, before, report).await;
-            }
-        };
         let address = match operation.reach(&aim).await {
             Ok(address) => address.unwrap_or_default(),
             Err(error) => {
-                roll_back(&operation).await;
+                self.undo(id, &anchor, before, report).await;
                 return Err(not_made(error));
             }
         };
@@ -140,7 +135,7 @@ impl KubernetesRuntime {
         let sandbox = match usable {
             Ok(sandbox) => sandbox,
             Err(source) => {
-                roll_back(&operation).await;
+                self.undo(id, &anchor, before, report).await;
                 let message = format!("Failed to connect to runtime: {source}");
                 on_status(SessionStatus::Disconnected(message.clone()));
                 return Err(SessionError::Disconnected { message, source: Some(Box::new(source)) });

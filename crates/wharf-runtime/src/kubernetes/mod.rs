@@ -57,6 +57,8 @@ use crate::{Lifetime, Status, random_hex};
 
 /// How long a sandbox may take to end, whose processes have 15 seconds.
 const END_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the error of a start may be held up by taking back what was made.
+const UNDO_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a call that only looks may take.
 const LOOK_PATIENCE: Duration = Duration::from_secs(20);
 /// A throw-away sandbox is garbage so long after its maker has last said to be there. Machines' clocks differ.
@@ -203,12 +205,21 @@ impl KubernetesRuntime {
         let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
         if settings.profile == Profile::Wharf {
             // Whoever makes the anchor has the name, and whoever finds one looks at all the rest.
-            operation.make_anchor(&anchor, &objects).await?;
+            if let Err(error) = operation.make_anchor(&anchor, &objects).await {
+                self.undo(id, &anchor, before, report).await;
+                return Err(error);
+            }
             if operation.anchor().is_ok_and(|there| there.creation != anchor.creation) {
                 operation.observe(operation.all_parts().filter(|part| *part != Part::Anchor)).await?;
             }
         }
-        if operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating)
+        let token = Names::of(id, settings.profile).token;
+        let ours =
+            |metadata: &Value| !matches!(whose(metadata, &settings.installation, &token, None), Ownership::Foreign(_));
+        if operation
+            .observed()
+            .get(Part::Anchor)
+            .is_some_and(|seen| !seen.terminating && ours(&seen.object["metadata"]))
             && operation
                 .anchor()
                 .is_ok_and(|there| there.id == *id && there.creation != anchor.creation && there.leased_until.is_none())
@@ -216,21 +227,34 @@ impl KubernetesRuntime {
             return Err(KubernetesError::Exists(id.clone()));
         }
         let made = self.bring_up(&mut operation, &objects, &anchor, lifetime).await;
-        if made.is_err() && operation.anchor().is_ok_and(|there| there.creation == anchor.creation) {
-            self.undo(id, before, report).await;
+        if made.is_err() {
+            self.undo(id, &anchor, before, report).await;
         }
         made
     }
 
     /// Takes back what a call has made of a sandbox that does not start. The error of the start is the one to tell.
-    async fn undo(&self, id: &SandboxId, before: Before, report: Report<'_>) {
-        let _ = match before {
-            // Its end may take as long as a node tries to pull an image: who waits for an error need not wait for that.
-            Before::Nothing if self.settings.profile == Profile::Wharf => self.discard(id).await,
-            Before::Nothing => self.remove(id, report).await.map(drop),
-            Before::Workspace => self.suspend(id, report).await,
-            Before::Pod => Ok(()),
+    ///
+    /// The anchor is looked at for that: the answer that it was made may be lost, or another call may have found the sandbox
+    /// and kept it.
+    async fn undo(&self, id: &SandboxId, anchor: &NewAnchor, before: Before, report: Report<'_>) {
+        let undone = async {
+            let mut operation = Operation::new(&self.cluster, &self.settings, id, UNDO_PATIENCE, report);
+            operation.observe([Part::Anchor]).await?;
+            let there = operation.anchor()?;
+            if there.creation != anchor.creation || there.leased_until.is_some() != anchor.leased_until.is_some() {
+                return Ok(());
+            }
+            match before {
+                // Its end may take as long as a node tries to pull an image: who waits for an error need not wait for that.
+                Before::Nothing if self.settings.profile == Profile::Wharf => self.discard(id).await,
+                Before::Nothing => self.remove(id, report).await.map(drop),
+                Before::Workspace => self.suspend(id, report).await,
+                Before::Pod => Ok(()),
+            }
         };
+        // What is left where the API server does not answer is garbage once its lease is over.
+        let _ = tokio::time::timeout(UNDO_PATIENCE, undone).await;
     }
 
     async fn bring_up(
@@ -241,13 +265,22 @@ impl KubernetesRuntime {
         lifetime: Lifetime,
     ) -> Result<Found, KubernetesError> {
         let aim = Aim::Running { objects: Some(objects), anchor: Some(anchor) };
-        let address = operation.reach(&aim).await?.unwrap_or_default();
-        let kept = operation.anchor()?.leased_until.is_none() || lifetime == Lifetime::OfThisProcess;
-        operation.bind(&aim, address).await?;
-        if !kept {
-            operation.keep().await?;
+        loop {
+            let address = operation.reach(&aim).await?.unwrap_or_default();
+            let kept = operation.anchor()?.leased_until.is_none() || lifetime == Lifetime::OfThisProcess;
+            operation.bind(&aim, address).await?;
+            if !kept && let Err(error) = operation.keep().await {
+                // Only the answer may be lost.
+                operation.observe([Part::Anchor]).await?;
+                if operation.anchor()?.leased_until.is_some() {
+                    return Err(error);
+                }
+            }
+            // Whoever suspended or removed it meanwhile may have looked before there was a pod.
+            if operation.is_to_run() {
+                return self.found(operation.observed());
+            }
         }
-        self.found(operation.observed())
     }
 
     /// The sandbox of this id, if there is one.
@@ -363,8 +396,15 @@ impl KubernetesRuntime {
     pub async fn suspend(&self, id: &SandboxId, report: Report<'_>) -> Result<(), KubernetesError> {
         let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, report);
         let parts: Vec<Part> = operation.all_parts().filter(|part| *part != Part::Workspace).collect();
-        operation.observe(parts).await?;
-        operation.reach(&Aim::Suspended).await.map(drop)
+        loop {
+            operation.observe(parts.clone()).await?;
+            operation.reach(&Aim::Suspended).await?;
+            operation.observe([Part::Anchor]).await?;
+            // Whoever resumed it meanwhile may have seen the pod that is gone now.
+            if !operation.is_to_run() {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives a sandbox a pod again, with its workspace and its key. One that runs is left alone; one whose pod has ended
@@ -378,12 +418,19 @@ impl KubernetesRuntime {
         let mut operation = Operation::new(&self.cluster, &self.settings, id, limit, report);
         operation.observe(operation.all_parts()).await?;
         let aim = Aim::Running { objects: None, anchor: None };
-        let address = operation.reach(&aim).await?.unwrap_or_default();
-        operation.bind(&aim, address).await?;
-        if operation.anchor()?.is_half_made() {
-            operation.keep().await?;
+        loop {
+            let address = operation.reach(&aim).await?.unwrap_or_default();
+            operation.bind(&aim, address).await?;
+            if operation.anchor()?.is_half_made() {
+                operation.keep().await?;
+            } else {
+                operation.observe([Part::Anchor]).await?;
+            }
+            // Whoever suspended it meanwhile may have looked before there was a pod.
+            if operation.is_to_run() {
+                return self.found(operation.observed());
+            }
         }
-        self.found(operation.observed())
     }
 
     /// Removes a sandbox and all that belongs to it; `false` if there was nothing.
@@ -606,4 +653,24 @@ fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings, Kubernete
         return wrong("working_dir", shaped.workspace_path, "an absolute path below / is needed");
     }
     Ok(shaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only while every call can be spawned.
+    #[test]
+    fn calls_can_go_on_in_tasks_of_their_own() {
+        fn is_send<T: Send>(_: impl FnOnce(&'static KubernetesRuntime, &'static SandboxId, &'static SandboxSpec) -> T) {
+        }
+        is_send(|runtime, id, spec| runtime.create(id, spec, Lifetime::Kept, &|_| {}));
+        is_send(|runtime, id, _| runtime.get_ready(id, &|_| {}));
+        is_send(|runtime, id, _| runtime.suspend(id, &|_| {}));
+        is_send(|runtime, id, _| runtime.resume(id, &|_| {}));
+        is_send(|runtime, id, _| runtime.remove(id, &|_| {}));
+        is_send(|runtime, id, _| runtime.renew_lease(id));
+        is_send(|runtime, _, _| runtime.collect_garbage(&|_| {}));
+        is_send(|runtime, id, _| runtime.delete(id));
+    }
 }

@@ -120,6 +120,12 @@ impl<'a> Operation<'a> {
         Ok(Anchor::read(&seen.object).map_err(Refusal::from)?)
     }
 
+    /// Whether the anchor, as it was last seen, says that the sandbox runs, and stays.
+    pub(super) fn is_to_run(&self) -> bool {
+        let stays = self.observed.get(Part::Anchor).is_some_and(|seen| !seen.terminating);
+        stays && self.anchor().is_ok_and(|anchor| anchor.wanted == Wanted::Running)
+    }
+
     /// Looks at these parts, all at the same time.
     pub(super) async fn observe(&mut self, parts: impl IntoIterator<Item = Part>) -> Result<(), KubernetesError> {
         let report = trouble(self.report);
@@ -127,7 +133,18 @@ impl<'a> Operation<'a> {
         let parts: Vec<Part> = parts.into_iter().collect();
         let got = join_all(parts.iter().map(|part| apply.get(*part, part.name(&self.names)))).await;
         for (part, got) in parts.into_iter().zip(got) {
-            self.observed.note(part, got?);
+            let got = match got {
+                // The Role of an installation without Ingresses says nothing of them: it has made none.
+                Err(error)
+                    if part == Part::Ingress
+                        && !self.settings.ingress.enabled
+                        && error.kind == ApiErrorKind::Forbidden =>
+                {
+                    None
+                }
+                got => got?,
+            };
+            self.observed.note(part, got);
             self.looked_at.insert(part);
         }
         Ok(())
@@ -195,11 +212,20 @@ impl<'a> Operation<'a> {
                 Next::Await { parts, waiting } => {
                     self.tell(self.with_events(waiting));
                     self.change(&parts).await?;
+                    self.look_again(aim).await?;
                 }
                 Next::Refused(Refusal::NotFound) => return Err(KubernetesError::NotFound(self.id.clone())),
                 Next::Refused(refusal) => return Err(refusal.into()),
                 Next::Failed(failure) => return Err(self.failed(failure).await),
             }
+        }
+    }
+
+    /// Whoever took away a pod that is to run may have taken more, or the sandbox itself.
+    async fn look_again(&mut self, aim: &Aim<'_>) -> Result<(), KubernetesError> {
+        match aim {
+            Aim::Running { .. } if self.observed.get(Part::Pod).is_none() => self.observe(self.all_parts()).await,
+            Aim::Running { .. } | Aim::Suspended | Aim::Gone => Ok(()),
         }
     }
 
@@ -371,7 +397,7 @@ impl<'a> Operation<'a> {
         }
     }
 
-    async fn watch(&self, part: Part, version: &str) -> Result<Changes, ApiError> {
+    async fn watch(&mut self, part: Part, version: &str) -> Result<Changes, ApiError> {
         let api = self.cluster.api(part);
         let name = part.name(&self.names);
         let parameters = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
@@ -424,6 +450,7 @@ impl<'a> Operation<'a> {
                     }
                     (error, _) => error,
                 })?;
+                self.look_again(aim).await?;
                 match self.reach(aim).await? {
                     Some(now) if now != address => break now,
                     Some(_) => {}
@@ -480,7 +507,7 @@ impl<'a> Operation<'a> {
         KubernetesError::TimedOut { id: self.id.clone(), after: self.deadline - self.started, waiting }
     }
 
-    async fn claim_events(&self) -> Option<String> {
+    async fn claim_events(&mut self) -> Option<String> {
         let fields = format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={}", self.names.pvc);
         let list = ListParams::default().fields(&fields);
         let listed =
@@ -489,7 +516,7 @@ impl<'a> Operation<'a> {
     }
 
     /// A failure with the last words of whatever has ended.
-    async fn failed(&self, failure: Failure) -> KubernetesError {
+    async fn failed(&mut self, failure: Failure) -> KubernetesError {
         let log = match failure.kind {
             FailureKind::CrashLoop | FailureKind::Ended | FailureKind::StartFailed => self.last_words().await,
             FailureKind::PullFailed | FailureKind::OutOfMemory | FailureKind::Evicted => Vec::new(),
@@ -497,7 +524,7 @@ impl<'a> Operation<'a> {
         KubernetesError::Failed { id: self.id.clone(), failure, log }
     }
 
-    async fn last_words(&self) -> Vec<String> {
+    async fn last_words(&mut self) -> Vec<String> {
         let report = |_: &str| {};
         let deadline = Instant::now() + ANSWER_PATIENCE;
         let apply = Apply { cluster: self.cluster, deadline, report: &report };

@@ -37,6 +37,8 @@ pub enum UserError {
     Name(String),
     #[error("user `{0}` does not exist, and only root can make it")]
     NotRoot(String),
+    #[error("this sandbox does not run as root: nothing in it can run as `{0}`")]
+    NotOurs(String),
     #[error("could not make user `{name}`")]
     Create { name: String, source: io::Error },
 }
@@ -60,6 +62,20 @@ pub fn current_user() -> User {
 /// The name of a uid, or the number as text.
 pub fn name_of(uid: u32) -> String {
     parse_user(&read(PASSWD), "", |_, found| found == uid).map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// Whether processes can be started as this user: only root can become another.
+///
+/// # Errors
+///
+/// [`UserError::NotOurs`].
+pub fn check_usable(user: &User) -> Result<(), UserError> {
+    let ourselves = rustix::process::geteuid();
+    if ourselves.is_root() || ourselves.as_raw() == user.uid {
+        Ok(())
+    } else {
+        Err(UserError::NotOurs(user.name.clone()))
+    }
 }
 
 /// Finds a user or makes it, as `useradd -rm -d /home/NAME -s /bin/bash -g root -G sudo -u UID NAME` does; an existing

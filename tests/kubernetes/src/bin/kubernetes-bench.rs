@@ -77,12 +77,8 @@ fn settings(namespace: &str, route: &str) -> Settings {
         "[kubernetes]\nnamespace = \"{namespace}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
          [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\nroute = \"{route}\"\n"
     );
-    let sources = Sources {
-        toml: Some(&toml),
-        environment: &BTreeMap::new(),
-        overrides: Default::default(),
-        process_uid: 0,
-    };
+    let sources =
+        Sources { toml: Some(&toml), environment: &BTreeMap::new(), overrides: Default::default(), process_uid: 0 };
     Settings::load(&sources).unwrap().settings
 }
 

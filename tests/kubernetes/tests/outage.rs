@@ -1,0 +1,167 @@
+//! The API server away in the middle of each step, and the kubelet during a start: all goes on as soon as they are back.
+//!
+//! It disturbs everything else on the cluster, so it is a test program of its own; nothing else is to run meanwhile. It runs
+//! on the cluster of `tests/cluster` only, whose programs it stops and starts.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{collections::BTreeMap, env, panic::AssertUnwindSafe, path::Path, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{process::Command, time::timeout};
+use wharf_kubernetes_tests::{
+    cluster::{Namespace, settle, with_namespace},
+    fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
+};
+use wharf_protocol::{SandboxId, SandboxSpec};
+use wharf_runtime::{
+    Lifetime,
+    kubernetes::{Cluster, KubernetesError, KubernetesRuntime, Settings, settings::Sources},
+};
+
+const IMAGE: &str = "localhost/wharf/debian:test";
+const SUSPENDED: &[&str] = &["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
+const RUNNING: &[&str] = &[
+    "NetworkPolicy/wharf-box",
+    "PersistentVolumeClaim/wharf-box",
+    "Pod/wharf-box",
+    "Secret/wharf-box",
+    "Service/wharf-box",
+];
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Create,
+    Suspend,
+    Resume,
+    Remove,
+}
+
+impl Operation {
+    async fn carry_out(self, runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
+        let id: SandboxId = "box".parse().unwrap();
+        let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+        match self {
+            Self::Create => runtime.create(&id, &spec, Lifetime::Kept, &|_| {}).await.map(drop),
+            Self::Suspend => runtime.suspend(&id, &|_| {}).await,
+            Self::Resume => runtime.resume(&id, &|_| {}).await.map(drop),
+            Self::Remove => runtime.remove(&id, &|_| {}).await.map(drop),
+        }
+    }
+
+    fn leaves(self) -> &'static [&'static str] {
+        match self {
+            Self::Create | Self::Resume => RUNNING,
+            Self::Suspend => SUSPENDED,
+            Self::Remove => &[],
+        }
+    }
+}
+
+/// Stops or starts a program of the cluster.
+async fn component(what: &str, name: &str) {
+    assert!(
+        env::var_os("WHARF_TEST_KUBECONFIG").is_none(),
+        "outages are only for the cluster of tests/cluster: unset WHARF_TEST_KUBECONFIG"
+    );
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cluster/component");
+    let done = Command::new(script).args([what, name]).output().await.unwrap();
+    assert!(done.status.success(), "component {what} {name}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
+    let proxy = FaultProxy::start(namespace.config.clone()).await;
+    let cluster = Cluster::of_config(proxy.kube_config(&namespace.name), Some(&namespace.name), true).unwrap();
+    let toml = format!(
+        "[kubernetes]\nnamespace = \"{}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
+         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n\
+         route = \"pod-address\"\n",
+        namespace.name
+    );
+    let environment = BTreeMap::new();
+    let sources =
+        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
+    (proxy, KubernetesRuntime::new(cluster, Settings::load(&sources).unwrap().settings))
+}
+
+/// `operation` with a program of the cluster away while the request of `step` stands at the proxy and a while longer.
+async fn outlive(
+    proxy: &FaultProxy,
+    runtime: &KubernetesRuntime,
+    operation: Operation,
+    program: &str,
+    (matches, carried_out): (Match, bool),
+) -> Result<(), String> {
+    let gate = Gate::default();
+    let action = if carried_out { Action::PauseAfter(gate.clone()) } else { Action::PauseBefore(gate.clone()) };
+    proxy.clear();
+    proxy.add(Fault::once(matches.clone(), action));
+    let before = proxy.calls().len();
+    let outage = async {
+        gate.reached().await;
+        component("stop", program).await;
+        gate.open();
+        if program == "kube-apiserver" {
+            // It has been noticed that it is away once something was tried again.
+            let noticed = async {
+                while !proxy.calls()[before..].iter().any(|call| call.to_string().ends_with(": cut")) {
+                    proxy.wait_for(Match::default(), proxy.calls().len() + 1).await;
+                }
+            };
+            let _ = timeout(Duration::from_secs(2), noticed).await;
+        }
+        component("start", program).await;
+    };
+    let (done, ()) = timeout(PATIENCE, async { tokio::join!(operation.carry_out(runtime), outage) })
+        .await
+        .map_err(|_| "it does not end".to_owned())?;
+    done.map_err(|error| error.to_string())
+}
+
+async fn check(program: &'static str, steps: Vec<(Operation, Match, bool)>) {
+    with_namespace("outage", async |namespace| {
+        let (proxy, runtime) = stage(&namespace).await;
+        let all = async {
+            for (operation, matches, carried_out) in steps {
+                let step = format!("{operation:?} at {matches:?}, carried out: {carried_out}");
+                let outlived = outlive(&proxy, &runtime, operation, program, (matches, carried_out)).await;
+                outlived.unwrap_or_else(|why| panic!("{step}: {why}"));
+                settle(&namespace.client, &namespace.name, operation.leaves()).await;
+            }
+        };
+        let outcome = AssertUnwindSafe(all).catch_unwind().await;
+        // Whatever happened, the others' cluster works again.
+        component("start", program).await;
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    })
+    .await;
+}
+
+/// In turn: two tests at the same time would take the cluster away from one another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_api_server_or_the_kubelet_in_any_step_only_takes_time() {
+    use Operation::{Create, Remove, Resume, Suspend};
+    let at = Match::new;
+    let steps = vec![
+        // The anchor is made; the pod is made; it is waited for; it is bound and about to be kept.
+        (Create, at(Verb::Create, "secrets"), true),
+        (Suspend, at(Verb::Delete, "pods"), true),
+        (Resume, at(Verb::Patch, "secrets"), true),
+        (Remove, at(Verb::Delete, "secrets"), true),
+        (Create, at(Verb::Create, "pods"), true),
+        (Suspend, at(Verb::Watch, "pods"), true),
+        (Resume, at(Verb::Watch, "pods"), true),
+        (Remove, at(Verb::Watch, "secrets"), true),
+        (Create, at(Verb::Watch, "pods"), true),
+        (Remove, at(Verb::Get, "secrets"), false),
+        (Create, at(Verb::Patch, "secrets"), false),
+        (Suspend, at(Verb::Patch, "secrets"), false),
+        (Resume, at(Verb::Apply, "pods"), false),
+        (Remove, at(Verb::Delete, "pods"), false),
+    ];
+    check("kube-apiserver", steps).await;
+    check("kubelet", vec![(Create, at(Verb::Create, "pods"), false), (Remove, at(Verb::Delete, "pods"), true)]).await;
+}
