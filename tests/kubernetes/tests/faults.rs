@@ -27,7 +27,7 @@ use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Call, Fault, FaultProxy, Gate, Match, Target, Times, Verb},
 };
-use wharf_protocol::{ExecRequest, SandboxId, SandboxSpec};
+use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
     kubernetes::{Cluster, Found, KubernetesError, KubernetesRuntime, Settings, settings::Sources},
@@ -617,15 +617,26 @@ async fn a_pod_that_is_killed_or_evicted_when_it_is_ready_is_told_and_can_be_res
     .await;
 }
 
+/// Where the kubelet has the kernel end all of a container at once, the pod ends with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sandbox_that_fills_its_memory_says_so_and_can_be_resumed() {
+async fn a_command_that_fills_the_memory_is_killed_and_the_sandbox_goes_on_or_says_so() {
     with_namespace("memory", async |namespace| {
         let (_proxy, runtime) = stage(&namespace).await;
         let small = SandboxSpec { memory_bytes: Some(96 << 20), ..spec() };
         let found = runtime.create(&id(), &small, Lifetime::Kept, &|_| {}).await.unwrap();
         let argv = ["python3", "-c", "x = b'x' * (400 << 20); print(len(x))"].map(str::to_owned).to_vec();
         let fill = ExecRequest { argv, ..ExecRequest::default() };
-        found.sandbox().unwrap().exec(&fill).await.unwrap();
+        let mut output = found.sandbox().unwrap().exec(&fill).await.unwrap().attach(0);
+        loop {
+            match output.next().await {
+                Ok(Some(Frame::Exit { signal, .. })) => {
+                    assert_eq!(signal, Some(9));
+                    return is_well(&namespace, &runtime, Operation::GetReady).await.unwrap();
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
         pod_is(&namespace, has_ended).await;
         is_stopped_for(&runtime, "more memory than its limit").await;
         is_resumed(&namespace, &runtime, &found).await;

@@ -280,6 +280,7 @@ impl KubernetesRuntime {
             if operation.is_to_run() {
                 return self.found(operation.observed());
             }
+            operation.observe(operation.all_parts()).await?;
         }
     }
 
@@ -416,9 +417,9 @@ impl KubernetesRuntime {
     pub async fn resume(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
         let limit = self.settings.start_timeout;
         let mut operation = Operation::new(&self.cluster, &self.settings, id, limit, report);
-        operation.observe(operation.all_parts()).await?;
         let aim = Aim::Running { objects: None, anchor: None };
         loop {
+            operation.observe(operation.all_parts()).await?;
             let address = operation.reach(&aim).await?.unwrap_or_default();
             operation.bind(&aim, address).await?;
             if operation.anchor()?.is_half_made() {
