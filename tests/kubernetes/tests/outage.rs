@@ -28,7 +28,8 @@ const RUNNING: &[&str] = &[
     "Secret/wharf-box",
     "Service/wharf-box",
 ];
-const PATIENCE: Duration = Duration::from_secs(90);
+/// A scheduler that was away from its API server takes a while itself.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Debug, Clone, Copy)]
 enum Operation {
@@ -68,6 +69,14 @@ async fn component(what: &str, name: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cluster/component");
     let done = Command::new(script).args([what, name]).output().await.unwrap();
     assert!(done.status.success(), "component {what} {name}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Starts what was stopped, and what has ended since: without an API server a scheduler or a controller manager may give up,
+/// and here nobody else starts them again.
+async fn start_all(program: &str) {
+    for name in [program, "kube-controller-manager", "kube-scheduler"] {
+        component("start", name).await;
+    }
 }
 
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
@@ -111,7 +120,7 @@ async fn outlive(
             };
             let _ = timeout(Duration::from_secs(2), noticed).await;
         }
-        component("start", program).await;
+        start_all(program).await;
     };
     let (done, ()) = timeout(PATIENCE, async { tokio::join!(operation.carry_out(runtime), outage) })
         .await
@@ -132,7 +141,7 @@ async fn check(program: &'static str, steps: Vec<(Operation, Match, bool)>) {
         };
         let outcome = AssertUnwindSafe(all).catch_unwind().await;
         // Whatever happened, the others' cluster works again.
-        component("start", program).await;
+        start_all(program).await;
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
