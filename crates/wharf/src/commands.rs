@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use tokio::signal::unix::{SignalKind, signal};
 use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxId, SandboxName, SandboxSpec};
 use wharf_runtime::{
-    Lifetime, Runtime, RuntimeError, Sandbox,
+    Lifetime, Runtime, RuntimeError, Sandbox, Status,
     local::{LocalRuntime, Settings},
 };
 
@@ -282,7 +282,13 @@ pub(crate) async fn ready(runtime: &Runtime, id: &SandboxId) -> anyhow::Result<S
 }
 
 async fn remove(runtime: &Runtime, names: Vec<SandboxId>, all: bool, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let names = if all { runtime.list().await?.into_iter().map(|sandbox| sandbox.id).collect() } else { names };
+    let names = if all {
+        // What is on its way out already needs nobody.
+        let there = runtime.list().await?.into_iter().filter(|sandbox| sandbox.status != Status::Deleting);
+        there.map(|sandbox| sandbox.id).collect()
+    } else {
+        names
+    };
     let waiting = match names.as_slice() {
         [one] => Progress::waiting(format!("removing `{one}`")),
         many => Progress::waiting(format!("removing {} sandboxes", many.len())),
