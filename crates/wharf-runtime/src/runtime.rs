@@ -43,7 +43,6 @@ impl From<KubernetesError> for RuntimeError {
     }
 }
 
-/// What became of a sandbox, when a call to it failed.
 impl RuntimeError {
     /// The sandbox has ended, is suspended or is not ready, and why.
     pub fn not_running(&self) -> Option<&str> {

@@ -67,8 +67,7 @@ impl Bound {
             Some(name) => {
                 let user = users::find_user(name)
                     .ok_or_else(|| ApiError::invalid("user", name, "there is no such user in this sandbox"))?;
-                users::check_usable(&user).map_err(|error| ApiError::invalid("user", name, error.to_string()))?;
-                user
+                users::usable(user).map_err(|error| ApiError::invalid("user", name, error.to_string()))?
             }
         };
         let mut all = self.identity.environment.clone();

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, process::ExitCode};
 use anyhow::{Context, bail};
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::kubernetes::{
-    Access, Carried, Cluster, KubernetesRuntime, Settings, install as installation,
-    settings::{Overrides, Sources},
+    Access, Carried, Cluster, KubernetesRuntime, Settings, install as installation, render as rendered,
+    settings::{Carrier, Loaded, Overrides, Sources},
 };
 
 use crate::{
@@ -27,13 +27,8 @@ pub(crate) fn refuse_flags(place: &Place) -> anyhow::Result<()> {
     }
 }
 
-struct Configured {
-    settings: Settings,
-    /// Whether a flag, the file or the environment names the namespace.
-    namespace_is_set: bool,
-}
-
-fn configured(place: &Place, shape: Option<&Shape>) -> anyhow::Result<Configured> {
+/// What the flags, the file and the environment say; what was passed over is told.
+fn configured(place: &Place, shape: Option<&Shape>) -> anyhow::Result<Loaded> {
     let text = match &place.config {
         Some(path) => {
             Some(std::fs::read_to_string(path).with_context(|| format!("could not read `{}`", path.display()))?)
@@ -59,12 +54,12 @@ fn configured(place: &Place, shape: Option<&Shape>) -> anyhow::Result<Configured
     for warning in &loaded.warnings {
         anstream::eprintln!("warning: {warning}");
     }
-    Ok(Configured { settings: loaded.settings, namespace_is_set: loaded.namespace_is_set })
+    Ok(loaded)
 }
 
 /// The cluster of the flags, and the settings.
 pub(crate) async fn runtime(place: &Place, shape: Option<&Shape>) -> anyhow::Result<KubernetesRuntime> {
-    let Configured { mut settings, namespace_is_set } = configured(place, shape)?;
+    let Loaded { mut settings, namespace_is_set, warnings: _ } = configured(place, shape)?;
     let access = Access { kubeconfig: place.kubeconfig.clone(), context: place.context.clone() };
     let namespace = namespace_is_set.then_some(settings.namespace.as_str());
     let cluster = Cluster::find(&access, namespace).await?;
@@ -73,19 +68,13 @@ pub(crate) async fn runtime(place: &Place, shape: Option<&Shape>) -> anyhow::Res
 }
 
 /// `wharf render`: asks no cluster anything.
-pub(crate) async fn render(
-    place: &Place,
-    id: &SandboxId,
-    spec: &SandboxSpec,
-    form: OutputForm,
-) -> anyhow::Result<ExitCode> {
-    let configured = configured(place, None)?;
-    let carried = match configured.settings.carrier {
-        wharf_runtime::kubernetes::settings::Carrier::InitContainer => Carried::ByInitContainer,
-        wharf_runtime::kubernetes::settings::Carrier::ImageVolume
-        | wharf_runtime::kubernetes::settings::Carrier::Auto => Carried::ByImageVolume,
+pub(crate) fn render(place: &Place, id: &SandboxId, spec: &SandboxSpec, form: OutputForm) -> anyhow::Result<ExitCode> {
+    let settings = configured(place, None)?.settings;
+    let carried = match settings.carrier {
+        Carrier::InitContainer => Carried::ByInitContainer,
+        Carrier::ImageVolume | Carrier::Auto => Carried::ByImageVolume,
     };
-    show::manifests(&wharf_runtime::kubernetes::render(&configured.settings, id, spec, carried)?, form)?;
+    show::manifests(&rendered(&settings, id, spec, carried)?, form)?;
     Ok(ExitCode::SUCCESS)
 }
 

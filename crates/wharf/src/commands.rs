@@ -35,7 +35,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     if let Command::Render(render) = &cli.command {
-        return cluster::render(&cli.place, &render.name, &spec_of(&render.shape)?, form).await;
+        return cluster::render(&cli.place, &render.name, &spec_of(&render.shape)?, form);
     }
     if matches!(cli.command, Command::Install) {
         return cluster::install(&cli.place, form);

@@ -5,3 +5,4 @@
 
 pub mod cluster;
 pub mod fault_proxy;
+pub mod sandbox;

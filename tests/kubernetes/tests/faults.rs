@@ -26,24 +26,16 @@ use tokio::time::timeout;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Call, Fault, FaultProxy, Gate, Match, Target, Times, Verb},
+    sandbox::{IMAGE, RUNNING, SUSPENDED, config, runtime, settings},
 };
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
-    kubernetes::{Cluster, Found, KubernetesError, KubernetesRuntime, Settings, settings::Sources},
+    kubernetes::{Found, KubernetesError, KubernetesRuntime, Settings},
 };
 
-const IMAGE: &str = "localhost/wharf/debian:test";
 /// The sandbox of every case; each has a namespace of its own while it lasts.
 const ID: &str = "box";
-const SUSPENDED: [&str; 3] = ["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
-const RUNNING: [&str; 5] = [
-    "NetworkPolicy/wharf-box",
-    "PersistentVolumeClaim/wharf-box",
-    "Pod/wharf-box",
-    "Secret/wharf-box",
-    "Service/wharf-box",
-];
 /// Cases at the same time: the machine has two processors.
 const AT_ONCE: usize = 8;
 /// What goes wrong once holds nobody up for longer.
@@ -74,8 +66,8 @@ impl Operation {
     /// What is there after it.
     fn leaves(self) -> &'static [&'static str] {
         match self {
-            Self::Create | Self::GetReady | Self::Resume => &RUNNING,
-            Self::Suspend => &SUSPENDED,
+            Self::Create | Self::GetReady | Self::Resume => RUNNING,
+            Self::Suspend => SUSPENDED,
             Self::Remove => &[],
         }
     }
@@ -93,18 +85,6 @@ async fn create(runtime: &KubernetesRuntime) -> Result<Found, KubernetesError> {
     runtime.create(&id(), &spec(), Lifetime::Kept, &|_| {}).await
 }
 
-fn settings(namespace: &str) -> Settings {
-    let toml = format!(
-        "[kubernetes]\nnamespace = \"{namespace}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
-         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n\
-         route = \"pod-address\"\n"
-    );
-    let environment = BTreeMap::new();
-    let sources =
-        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
-    Settings::load(&sources).unwrap().settings
-}
-
 /// Makes a runtime that reaches the API server through a proxy of its own.
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
     stage_with(namespace, |_| {}).await
@@ -112,10 +92,10 @@ async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
 
 async fn stage_with(namespace: &Namespace, set: impl FnOnce(&mut Settings)) -> (FaultProxy, KubernetesRuntime) {
     let proxy = FaultProxy::start(namespace.config.clone()).await;
-    let cluster = Cluster::of_config(proxy.kube_config(&namespace.name), Some(&namespace.name), true).unwrap();
-    let mut settings = settings(&namespace.name);
+    let mut settings = settings(&config(&namespace.name, "route = \"pod-address\""));
     set(&mut settings);
-    (proxy, KubernetesRuntime::new(cluster, settings))
+    let runtime = runtime(namespace, proxy.kube_config(&namespace.name), settings);
+    (proxy, runtime)
 }
 
 /// Which call goes wrong, and how.
@@ -463,8 +443,8 @@ async fn is_whole(namespace: &Namespace, runtime: &KubernetesRuntime) -> Result<
     let found = runtime.find(&id()).await.map_err(|error| error.to_string())?;
     let expected: &[&str] = match found.map(|found| found.status) {
         None | Some(Status::Deleting) => &[],
-        Some(Status::Suspended) => &SUSPENDED,
-        Some(Status::Ready) => &RUNNING,
+        Some(Status::Suspended) => SUSPENDED,
+        Some(Status::Ready) => RUNNING,
         Some(status @ (Status::Starting { .. } | Status::Stopped { .. })) => return Err(format!("it is {status:?}")),
     };
     settled(namespace, expected).await

@@ -24,19 +24,11 @@ use tokio::process::Command;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Target, Times},
+    sandbox::{IMAGE, RUNNING, SUSPENDED, config},
 };
 
-const IMAGE: &str = "localhost/wharf/debian:test";
 const ANCHOR: &str = "wharf-box";
 const LEASE: &str = "wharf.dev/leased-until";
-const SUSPENDED: &[&str] = &["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
-const RUNNING: &[&str] = &[
-    "NetworkPolicy/wharf-box",
-    "PersistentVolumeClaim/wharf-box",
-    "Pod/wharf-box",
-    "Secret/wharf-box",
-    "Service/wharf-box",
-];
 /// Cases at the same time: the machine has two processors.
 const AT_ONCE: usize = 8;
 
@@ -117,9 +109,7 @@ impl<'a> Stage<'a> {
         let proxy = FaultProxy::start(namespace.config.clone()).await;
         let files = tempfile::tempdir().unwrap();
         std::fs::write(files.path().join("kubeconfig"), proxy.kubeconfig(&namespace.name)).unwrap();
-        let config = "[kubernetes]\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
-                      [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n";
-        std::fs::write(files.path().join("config.toml"), config).unwrap();
+        std::fs::write(files.path().join("config.toml"), config(&namespace.name, "")).unwrap();
         Self { namespace, proxy, files }
     }
 

@@ -5,30 +5,21 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{collections::BTreeMap, env, panic::AssertUnwindSafe, path::Path, time::Duration};
+use std::{env, panic::AssertUnwindSafe, path::Path, time::Duration};
 
 use futures_util::FutureExt as _;
 use tokio::{process::Command, time::timeout};
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
+    sandbox::{IMAGE, RUNNING, SUSPENDED, config, runtime, settings},
 };
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime,
-    kubernetes::{Cluster, KubernetesError, KubernetesRuntime, Settings, settings::Sources},
+    kubernetes::{KubernetesError, KubernetesRuntime},
 };
 
-const IMAGE: &str = "localhost/wharf/debian:test";
-const SUSPENDED: &[&str] = &["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
-const RUNNING: &[&str] = &[
-    "NetworkPolicy/wharf-box",
-    "PersistentVolumeClaim/wharf-box",
-    "Pod/wharf-box",
-    "Secret/wharf-box",
-    "Service/wharf-box",
-];
-/// A scheduler that was away from its API server takes a while itself.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Debug, Clone, Copy)]
@@ -81,17 +72,9 @@ async fn start_all(program: &str) {
 
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
     let proxy = FaultProxy::start(namespace.config.clone()).await;
-    let cluster = Cluster::of_config(proxy.kube_config(&namespace.name), Some(&namespace.name), true).unwrap();
-    let toml = format!(
-        "[kubernetes]\nnamespace = \"{}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
-         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n\
-         route = \"pod-address\"\n",
-        namespace.name
-    );
-    let environment = BTreeMap::new();
-    let sources =
-        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
-    (proxy, KubernetesRuntime::new(cluster, Settings::load(&sources).unwrap().settings))
+    let settings = settings(&config(&namespace.name, "route = \"pod-address\""));
+    let runtime = runtime(namespace, proxy.kube_config(&namespace.name), settings);
+    (proxy, runtime)
 }
 
 /// `operation` with a program of the cluster away while the request of `step` stands at the proxy and a while longer.

@@ -2,10 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -17,14 +14,16 @@ use kube::{
     api::{DeleteParams, EvictParams, LogParams},
 };
 use serde_json::{Value, json};
-use wharf_kubernetes_tests::cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace};
+use wharf_kubernetes_tests::{
+    cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace},
+    sandbox::{self, IMAGE},
+};
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
-    kubernetes::{Access, Cluster, Found, KubernetesError, KubernetesRuntime, Refusal, Settings, settings::Sources},
+    kubernetes::{Access, Cluster, Found, KubernetesError, KubernetesRuntime, Refusal, Settings},
 };
 
-const IMAGE: &str = "localhost/wharf/debian:test";
 const POD: &str = "wharf-box";
 /// Until the cluster has done what it was asked to do.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,21 +33,12 @@ fn id() -> SandboxId {
 }
 
 fn settings(namespace: &str, more: &str) -> Settings {
-    let toml = format!(
-        "[wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n{more}\n\
-         [sandbox]\nruntime_container_image = \"{IMAGE}\"\n\
-         [kubernetes]\nnamespace = \"{namespace}\"\nresource_cpu_request = \"50m\"\nresource_memory_request = \"64Mi\"\n"
-    );
-    let environment = BTreeMap::new();
-    let sources =
-        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
-    Settings::load(&sources).unwrap().settings
+    sandbox::settings(&sandbox::config(namespace, &format!("image = \"{IMAGE}\"\n{more}")))
 }
 
 /// A runtime in the namespace, with these settings in `[wharf]`.
 fn runtime(namespace: &Namespace, more: &str) -> KubernetesRuntime {
-    let cluster = Cluster::of_config(namespace.config.clone(), Some(&namespace.name), true).unwrap();
-    KubernetesRuntime::new(cluster, settings(&namespace.name, more))
+    sandbox::runtime(namespace, namespace.config.clone(), settings(&namespace.name, more))
 }
 
 async fn create(runtime: &KubernetesRuntime) -> Found {

@@ -205,7 +205,8 @@ impl KubernetesRuntime {
         let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
         if settings.profile == Profile::Wharf {
             // Whoever makes the anchor has the name, and whoever finds one looks at all the rest.
-            if let Err(error) = operation.make_anchor(&anchor, &objects).await {
+            let aim = Aim::Running { objects: Some(&objects), anchor: Some(&anchor) };
+            if let Err(error) = operation.make_anchor(&aim).await {
                 self.undo(id, &anchor, before, report).await;
                 return Err(error);
             }

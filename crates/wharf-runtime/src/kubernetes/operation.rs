@@ -151,14 +151,8 @@ impl<'a> Operation<'a> {
     }
 
     /// Makes the anchor before anything is looked at; sees the one that is there if somebody else was faster.
-    pub(super) async fn make_anchor(&mut self, anchor: &NewAnchor, objects: &Objects) -> Result<(), KubernetesError> {
-        let report = trouble(self.report);
-        let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
-        let manifest = anchor.manifest(&self.settings.installation, &self.names, objects);
-        let made = apply.create(Part::Anchor, &self.names.anchor, &manifest).await?;
-        self.observed.note(Part::Anchor, Some(made));
-        self.looked_at.insert(Part::Anchor);
-        Ok(())
+    pub(super) async fn make_anchor(&mut self, aim: &Aim<'_>) -> Result<(), KubernetesError> {
+        self.carry_out(vec![Step::CreateAnchor], aim).await
     }
 
     /// All parts that a sandbox of this profile may have.

@@ -64,18 +64,14 @@ pub fn name_of(uid: u32) -> String {
     parse_user(&read(PASSWD), "", |_, found| found == uid).map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Whether processes can be started as this user: only root can become another.
+/// The user, if processes can be started as it: only root can become another.
 ///
 /// # Errors
 ///
 /// [`UserError::NotOurs`].
-pub fn check_usable(user: &User) -> Result<(), UserError> {
+pub fn usable(user: User) -> Result<User, UserError> {
     let ourselves = rustix::process::geteuid();
-    if ourselves.is_root() || ourselves.as_raw() == user.uid {
-        Ok(())
-    } else {
-        Err(UserError::NotOurs(user.name.clone()))
-    }
+    if ourselves.is_root() || ourselves.as_raw() == user.uid { Ok(user) } else { Err(UserError::NotOurs(user.name)) }
 }
 
 /// Finds a user or makes it, as `useradd -rm -d /home/NAME -s /bin/bash -g root -G sudo -u UID NAME` does; an existing

@@ -20,14 +20,14 @@ use serde_json::json;
 use wharf_kubernetes_tests::{
     cluster::{Cluster, Namespace, with_namespace},
     fault_proxy::FaultProxy,
+    sandbox::{self, IMAGE},
 };
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime,
-    kubernetes::{self, KubernetesRuntime, Settings, settings::Sources},
+    kubernetes::{KubernetesRuntime, Settings},
 };
 
-const IMAGE: &str = "localhost/wharf/debian:test";
 const ROUNDS: usize = 15;
 
 fn main() {
@@ -73,19 +73,11 @@ async fn measure(namespace: &Namespace) {
 }
 
 fn settings(namespace: &str, route: &str) -> Settings {
-    let toml = format!(
-        "[kubernetes]\nnamespace = \"{namespace}\"\nresource_cpu_request = \"20m\"\nresource_memory_request = \"64Mi\"\n\
-         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\nroute = \"{route}\"\n"
-    );
-    let sources =
-        Sources { toml: Some(&toml), environment: &BTreeMap::new(), overrides: Default::default(), process_uid: 0 };
-    Settings::load(&sources).unwrap().settings
+    sandbox::settings(&sandbox::config(namespace, &format!("route = \"{route}\"")))
 }
 
 fn runtime(namespace: &Namespace, route: &str) -> KubernetesRuntime {
-    let config = namespace.config.clone();
-    let cluster = kubernetes::Cluster::of_config(config, Some(&namespace.name), true).unwrap();
-    KubernetesRuntime::new(cluster, settings(&namespace.name, route))
+    sandbox::runtime(namespace, namespace.config.clone(), settings(&namespace.name, route))
 }
 
 /// From the request to the phase `Running`, as a watch tells it: the pod that anybody makes who says nothing else.
@@ -163,9 +155,8 @@ async fn many(runtime: &KubernetesRuntime) {
 /// What the API server is asked in a sandbox's life, inside a cluster.
 async fn calls(namespace: &Namespace) {
     let proxy = FaultProxy::start(namespace.config.clone()).await;
-    let config = proxy.kube_config(&namespace.name);
-    let cluster = kubernetes::Cluster::of_config(config, Some(&namespace.name), true).unwrap();
-    let runtime = KubernetesRuntime::new(cluster, settings(&namespace.name, "pod-address"));
+    let settings = settings(&namespace.name, "pod-address");
+    let runtime = sandbox::runtime(namespace, proxy.kube_config(&namespace.name), settings);
     let id: SandboxId = "counted".parse().unwrap();
     let mut before = 0;
     let mut told = |what: &str| {

@@ -71,7 +71,7 @@ fn identity_of(request: BindRequest) -> Result<Identity, ApiError> {
     let user = match &request.user {
         None => users::current_user(),
         Some(user) => users::ensure_user(&user.name, user.uid)
-            .and_then(|user| users::check_usable(&user).map(|()| user))
+            .and_then(users::usable)
             .map_err(|error| ApiError::invalid("user", &user.name, error.to_string()))?,
     };
     ensure_directory(&working_dir, &user)
