@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, PostParams},
+};
 use wharf_runtime::kubernetes::{
     Cluster, KubernetesRuntime, Settings,
+    install::manifests,
     settings::{Overrides, Sources},
 };
 
@@ -18,6 +24,9 @@ pub const RUNNING: &[&str] = &[
     "Secret/wharf-box",
     "Service/wharf-box",
 ];
+
+/// What [`install`] makes, of what a leak check sees.
+pub const INSTALLED: &[&str] = &["NetworkPolicy/wharf-closed", "ServiceAccount/wharf"];
 
 /// A `config.toml` for the images of `tests/cluster/images` on a machine of two processors, with these lines in `[wharf]`.
 pub fn config(namespace: &str, wharf: &str) -> String {
@@ -37,4 +46,24 @@ pub fn settings(toml: &str) -> Settings {
 /// A runtime in the namespace that reaches the API server by `reached`: directly, or through a proxy.
 pub fn runtime(namespace: &Namespace, reached: kube::Config, settings: Settings) -> KubernetesRuntime {
     KubernetesRuntime::new(Cluster::of_config(reached, Some(&namespace.name), true).unwrap(), settings)
+}
+
+/// Installs Wharf into the namespace, as an administrator does, and gives the way in of the account that this makes.
+///
+/// # Panics
+///
+/// If the server does not take it.
+pub async fn install(namespace: &Namespace, settings: &Settings) -> kube::Config {
+    for manifest in manifests(settings) {
+        let object: DynamicObject = serde_json::from_value(manifest).unwrap();
+        let types = object.types.clone().unwrap();
+        let resource = ApiResource::from_gvk(&(&types).try_into().unwrap());
+        let api: Api<DynamicObject> = Api::namespaced_with(namespace.client.clone(), &namespace.name, &resource);
+        api.create(&PostParams::default(), &object).await.unwrap();
+    }
+    let accounts = namespace.api::<ServiceAccount>();
+    let token = accounts.create_token_request("wharf", &PostParams::default(), &TokenRequest::default()).await.unwrap();
+    let mut config = namespace.config.clone();
+    config.auth_info.token = Some(token.status.unwrap().token.into());
+    config
 }

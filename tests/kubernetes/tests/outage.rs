@@ -1,4 +1,5 @@
-//! The API server away in the middle of each step, and the kubelet during a start: all goes on as soon as they are back.
+//! The API server away in the middle of each step, and the kubelet during a start and an end: all goes on as soon as they
+//! are back.
 //!
 //! It disturbs everything else on the cluster, so it is a test program of its own; nothing else is to run meanwhile. It runs
 //! on the cluster of `tests/cluster` only, whose programs it stops and starts.
@@ -12,7 +13,7 @@ use tokio::{process::Command, time::timeout};
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
-    sandbox::{IMAGE, RUNNING, SUSPENDED, config, runtime, settings},
+    sandbox::{IMAGE, INSTALLED, RUNNING, SUSPENDED, config, install, runtime, settings},
 };
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::{
@@ -62,17 +63,23 @@ async fn component(what: &str, name: &str) {
     assert!(done.status.success(), "component {what} {name}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Starts what was stopped, and what has ended since: without an API server a scheduler or a controller manager may give up,
-/// and here nobody else starts them again.
-async fn start_all(program: &str) {
-    for name in [program, "kube-controller-manager", "kube-scheduler"] {
-        component("start", name).await;
+/// Starts what was stopped. Where there is more than one of each, a scheduler and a controller manager end once they have lost
+/// their lease, and begin anew; those of an only one wait ever longer between tries, which takes minutes after the third outage.
+async fn bring_back(program: &str) {
+    component("start", program).await;
+    if program == "kube-apiserver" {
+        let anew = async |name| {
+            component("stop", name).await;
+            component("start", name).await;
+        };
+        tokio::join!(anew("kube-controller-manager"), anew("kube-scheduler"));
     }
 }
 
+/// An API server that has just started refuses for a moment whoever is not an administrator: it has to read the roles first.
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
-    let proxy = FaultProxy::start(namespace.config.clone()).await;
     let settings = settings(&config(&namespace.name, "route = \"pod-address\""));
+    let proxy = FaultProxy::start(install(namespace, &settings).await).await;
     let runtime = runtime(namespace, proxy.kube_config(&namespace.name), settings);
     (proxy, runtime)
 }
@@ -103,7 +110,7 @@ async fn outlive(
             };
             let _ = timeout(Duration::from_secs(2), noticed).await;
         }
-        start_all(program).await;
+        bring_back(program).await;
     };
     let (done, ()) = timeout(PATIENCE, async { tokio::join!(operation.carry_out(runtime), outage) })
         .await
@@ -119,12 +126,12 @@ async fn check(program: &'static str, steps: Vec<(Operation, Match, bool)>) {
                 let step = format!("{operation:?} at {matches:?}, carried out: {carried_out}");
                 let outlived = outlive(&proxy, &runtime, operation, program, (matches, carried_out)).await;
                 outlived.unwrap_or_else(|why| panic!("{step}: {why}"));
-                settle(&namespace.client, &namespace.name, operation.leaves()).await;
+                settle(&namespace.client, &namespace.name, operation.leaves().iter().chain(INSTALLED)).await;
             }
         };
         let outcome = AssertUnwindSafe(all).catch_unwind().await;
         // Whatever happened, the others' cluster works again.
-        start_all(program).await;
+        bring_back(program).await;
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }

@@ -6,10 +6,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -35,6 +32,9 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(15);
 const CALL_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an API server that has never answered is tried.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
+/// An API server that has just started refuses everybody but administrators until it has read the roles: for so long after
+/// it was away a refusal may pass.
+const REFUSAL_MAY_PASS: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Image volumes are part of Kubernetes since this minor version, which asks for a container runtime that has them.
@@ -70,9 +70,15 @@ pub struct Cluster {
     namespace: String,
     server: String,
     inside: bool,
-    /// Whether the API server has ever answered us.
-    answered: Arc<AtomicBool>,
+    contact: Arc<Mutex<Contact>>,
     minor: Arc<OnceCell<u32>>,
+}
+
+/// How calls to the API server have gone.
+#[derive(Default)]
+struct Contact {
+    has_answered: bool,
+    was_away: Option<Instant>,
 }
 
 impl fmt::Debug for Cluster {
@@ -131,7 +137,7 @@ impl Cluster {
         let server = config.cluster_url.to_string();
         let client = client(config)
             .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?;
-        Ok(Self { client, namespace, server, inside, answered: Arc::default(), minor: Arc::default() })
+        Ok(Self { client, namespace, server, inside, contact: Arc::default(), minor: Arc::default() })
     }
 
     pub fn client(&self) -> &Client {
@@ -174,7 +180,7 @@ impl Cluster {
         loop {
             let error = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
                 Ok(Ok(answer)) => {
-                    self.answered.store(true, Ordering::Relaxed);
+                    self.contact().has_answered = true;
                     return Ok(answer);
                 }
                 Ok(Err(error)) => ApiError::of(what, &self.server, &error),
@@ -185,17 +191,29 @@ impl Cluster {
                     retry_after: None,
                 },
             };
-            let never_answered = error.kind.is_unreachable() && !self.answered.load(Ordering::Relaxed);
-            let given_up = never_answered && started.elapsed() >= FIRST_PATIENCE;
+            let away = error.kind.is_unreachable();
+            let (given_up, may_pass) = {
+                let mut contact = self.contact();
+                if away {
+                    contact.was_away = Some(Instant::now());
+                }
+                let away_lately = contact.was_away.is_some_and(|was| was.elapsed() < REFUSAL_MAY_PASS);
+                let refused = matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::Unauthorized);
+                (away && !contact.has_answered && started.elapsed() >= FIRST_PATIENCE, refused && away_lately)
+            };
             let next =
                 error.retry_after.map_or(pause, |asked| asked.max(pause)).mul_f64(0.75 + 0.5 * random_fraction());
-            if !error.is_retryable() || given_up || Instant::now() + next >= deadline {
+            if !(error.is_retryable() || may_pass) || given_up || Instant::now() + next >= deadline {
                 return Err(error);
             }
             report(&error.message);
             tokio::time::sleep(next).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How sandboxd gets into pods of this cluster.
@@ -385,6 +403,8 @@ fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
         (409, _) if message.contains("UID in precondition") => ApiErrorKind::Replaced,
         (409, _) => ApiErrorKind::Conflict,
         (401, _) => ApiErrorKind::Unauthorized,
+        // An admission plugin that is still starting.
+        (403, _) if message.contains("not yet ready to handle request") => ApiErrorKind::Busy,
         (403, _) if message.contains("exceeded quota") || message.contains("failed quota") => ApiErrorKind::Quota,
         (403, _) if message.contains("violates PodSecurity") || message.contains("admission webhook") => {
             ApiErrorKind::Admission
@@ -416,6 +436,7 @@ mod tests {
             (403, "Forbidden", "violates PodSecurity \"restricted:latest\"", ApiErrorKind::Admission, false),
             (403, "Forbidden", "unable to create new content in namespace x", ApiErrorKind::Admission, false),
             (403, "Forbidden", "error looking up service account n/default", ApiErrorKind::Forbidden, true),
+            (403, "Forbidden", "pods is forbidden: not yet ready to handle request", ApiErrorKind::Busy, true),
             (429, "TooManyRequests", "", ApiErrorKind::Busy, true),
             (503, "", "", ApiErrorKind::Server, true),
             (410, "Expired", "", ApiErrorKind::Expired, false),

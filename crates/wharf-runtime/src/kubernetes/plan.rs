@@ -321,7 +321,9 @@ fn without(desired: &Desired<'_>, observed: &Observed, goes: impl Fn(Part) -> bo
             (None, false) => Next::Again,
         }
     } else {
-        Next::Await { parts: left, waiting: Waiting::because(Stage::Clearing, "its processes end") }
+        let why =
+            if left.contains(&Part::Pod) { "its processes end" } else { "the cluster removes what belongs to it" };
+        Next::Await { parts: left, waiting: Waiting::because(Stage::Clearing, why) }
     };
     Plan { steps, next }
 }
