@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use wharf_protocol::{DirectoryListing, FileStat, UploadResult};
 
-use crate::{CALL_PATIENCE, ClientError, Sandbox, empty, parse};
+use crate::{CALL_PATIENCE, ClientError, Sandbox, empty};
 
 /// The files of a sandbox. Content goes through in pieces, never whole through memory.
 #[derive(Debug, Clone, Copy)]
@@ -87,8 +87,8 @@ impl<'a> Files<'a> {
     }
 
     async fn download(&self, path: &str, mut out: impl AsyncWrite + Unpin) -> Result<u64, ClientError> {
-        let response = self.sandbox.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?;
-        let mut body = BodyStream::new(response.into_body());
+        let answer = self.sandbox.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?;
+        let mut body = BodyStream::new(answer.into_body());
         let mut bytes = 0;
         while let Some(frame) = body.try_next().await.map_err(ClientError::connection)? {
             if let Ok(data) = frame.into_data() {
@@ -104,7 +104,7 @@ impl<'a> Files<'a> {
         let frames = ReaderStream::with_capacity(input, 256 << 10).map_ok(BodyFrame::data);
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
         let media_type = Some("application/octet-stream");
-        parse(self.sandbox.send(Method::PUT, path, media_type, body, Duration::MAX).await?).await
+        self.sandbox.send(Method::PUT, path, media_type, body, Duration::MAX).await?.parse().await
     }
 }
 

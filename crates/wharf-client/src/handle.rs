@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::Method;
 use wharf_protocol::{CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo};
 
-use crate::{CALL_PATIENCE, ClientError, Output, Sandbox, empty, full, parse, to_json};
+use crate::{ClientError, Output, Sandbox, full, to_json};
 
 /// One exec of a sandbox: a process and what it printed. Dropping it changes nothing in the sandbox.
 #[derive(Debug, Clone)]
@@ -41,10 +41,7 @@ impl Exec {
     ///
     /// [`ClientError`].
     pub async fn remove(self) -> Result<(), ClientError> {
-        self.sandbox
-            .send(Method::DELETE, &format!("/v1/execs/{}", self.id), None, empty(), CALL_PATIENCE)
-            .await
-            .map(drop)
+        self.sandbox.delete(&format!("/v1/execs/{}", self.id)).await
     }
 }
 
@@ -82,9 +79,7 @@ impl Session {
         let body = to_json(request)?;
         let path = format!("/v1/sessions/{}/run", self.id);
         // The command may take as long as it likes; the request's own limits end the wait.
-        let response =
-            self.sandbox.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?;
-        parse(response).await
+        self.sandbox.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?.parse().await
     }
 
     /// What its terminal shows now.
@@ -108,7 +103,6 @@ impl Session {
     ///
     /// [`ClientError`].
     pub async fn remove(self) -> Result<(), ClientError> {
-        let path = format!("/v1/sessions/{}", self.id);
-        self.sandbox.send(Method::DELETE, &path, None, empty(), CALL_PATIENCE).await.map(drop)
+        self.sandbox.delete(&format!("/v1/sessions/{}", self.id)).await
     }
 }

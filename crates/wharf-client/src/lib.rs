@@ -1,9 +1,10 @@
 //! Everything that is done to a ready sandbox, over any route.
 //!
-//! A [`Sandbox`] is a route and a key; it opens one connection a call, so that nothing is shared and nothing goes stale.
+//! A [`Sandbox`] is a route and a key; a connection carries one call at a time, and is used again only within seconds.
 //! This crate prints nothing, reads no environment, and does not know what kind of runtime a sandbox lives in.
 #![forbid(unsafe_code)]
 
+mod connection;
 mod error;
 mod files;
 mod handle;
@@ -13,15 +14,14 @@ mod route;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, StatusCode, header, request};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use serde::{Serialize, de::DeserializeOwned};
 use wharf_protocol::{
     BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
 
+use self::connection::{Answer, Connections};
 pub use self::{
     error::{ClientError, ErrorKind},
     files::Files,
@@ -30,24 +30,31 @@ pub use self::{
     route::{Connection, Dial, Route, RouteStream},
 };
 
-/// An answer that is held in memory is at most so long.
-const LONGEST_ANSWER: usize = 64 << 20;
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a call that waits for nothing may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// One ready sandbox.
+/// One ready sandbox. Clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    route: Route,
+    connections: Connections,
     key: Secret,
 }
 
 impl Sandbox {
     pub fn new(route: Route, key: Secret) -> Self {
-        Self { route, key }
+        Self { connections: Connections::new(route), key }
+    }
+
+    /// The same sandbox, over the same connections, with another key.
+    #[must_use]
+    pub fn with_key(&self, key: Secret) -> Self {
+        Self { connections: self.connections.clone(), key }
+    }
+
+    pub fn route(&self) -> &Route {
+        self.connections.route()
     }
 
     /// Whether the sandbox is blank, ready or stopping.
@@ -66,7 +73,8 @@ impl Sandbox {
     /// [`ClientError`]; one that is bound already refuses with a conflict.
     pub async fn bind(&self, request: &BindRequest) -> Result<(), ClientError> {
         let body = full(to_json(request)?);
-        self.send(Method::POST, "/v1/bind", Some("application/json"), body, CALL_PATIENCE).await.map(drop)
+        let answer = self.send(Method::POST, "/v1/bind", Some("application/json"), body, CALL_PATIENCE).await?;
+        answer.collect().await.map(drop)
     }
 
     /// Whether the OpenHands action execution API answers: for a server that is not ours.
@@ -75,7 +83,7 @@ impl Sandbox {
     ///
     /// [`ClientError`].
     pub async fn alive(&self) -> Result<(), ClientError> {
-        self.send(Method::GET, "/alive", None, empty(), CALL_PATIENCE).await.map(drop)
+        self.send(Method::GET, "/alive", None, empty(), CALL_PATIENCE).await?.collect().await.map(drop)
     }
 
     /// What the sandbox is and how much it is used.
@@ -141,7 +149,11 @@ impl Sandbox {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        parse(self.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?).await
+        self.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?.parse().await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.send(Method::DELETE, path, None, empty(), CALL_PATIENCE).await?.collect().await.map(drop)
     }
 
     pub(crate) async fn json<T: DeserializeOwned>(
@@ -151,10 +163,10 @@ impl Sandbox {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         let body = full(to_json(body)?);
-        parse(self.send(method, path, Some("application/json"), body, CALL_PATIENCE).await?).await
+        self.send(method, path, Some("application/json"), body, CALL_PATIENCE).await?.parse().await
     }
 
-    /// Sends a request on a connection of its own; an answer that is no success is an error.
+    /// Sends a request; an answer that is no success is an error.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -162,44 +174,21 @@ impl Sandbox {
         media_type: Option<&str>,
         body: Body,
         patience: Duration,
-    ) -> Result<Response<Incoming>, ClientError> {
-        let stream = self.connect().await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::connection)?;
-        // It ends with the answer, or when nobody wants that any more.
-        tokio::spawn(connection);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "sandbox")
-            .header(header::AUTHORIZATION, self.authorization());
+    ) -> Result<Answer, ClientError> {
+        let mut request = self.request(method, path);
         if let Some(media_type) = media_type {
             request = request.header(header::CONTENT_TYPE, media_type);
         }
         let request = request.body(body).map_err(|error| ClientError::Request { reason: error.to_string() })?;
-        let answered = async { sender.send_request(request).await.map_err(ClientError::connection) };
-        let response = if patience == Duration::MAX {
-            answered.await?
-        } else {
-            tokio::time::timeout(patience, answered).await.map_err(|_| ClientError::TimedOut { after: patience })??
-        };
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let bytes = collect(response).await?;
-        Err(refusal(status, &bytes))
+        self.connections.send(request, patience).await
     }
 
-    pub(crate) async fn connect(&self) -> Result<RouteStream, ClientError> {
-        let connected = tokio::time::timeout(CONNECT_PATIENCE, self.route.connect()).await;
-        connected
-            .map_err(|_| ClientError::TimedOut { after: CONNECT_PATIENCE })?
-            .map_err(|source| ClientError::Connect { route: self.route.to_string(), source })
-    }
-
-    pub(crate) fn authorization(&self) -> String {
-        format!("Bearer {}", self.key.reveal())
+    pub(crate) fn request(&self, method: Method, path: &str) -> request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sandbox")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.key.reveal()))
     }
 }
 
@@ -213,18 +202,6 @@ pub(crate) fn empty() -> Body {
 
 pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect();
-    let body = tokio::time::timeout(CALL_PATIENCE, body).await;
-    let body = body.map_err(|_| ClientError::TimedOut { after: CALL_PATIENCE })?;
-    body.map(|body| body.to_bytes()).map_err(|error| ClientError::Answer { reason: error.to_string() })
-}
-
-pub(crate) async fn parse<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ClientError> {
-    let bytes = collect(response).await?;
-    serde_json::from_slice(&bytes).map_err(|error| ClientError::Answer { reason: error.to_string() })
 }
 
 fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {

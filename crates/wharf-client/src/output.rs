@@ -1,14 +1,23 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use http::{Method, header};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{self, Message, client::IntoClientRequest, protocol::WebSocketConfig},
+    tungstenite::{
+        Message,
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::{Role, WebSocketConfig},
+    },
 };
 use wharf_protocol::Frame;
 
-use crate::{ClientError, RouteStream, Sandbox};
+use crate::{CALL_PATIENCE, ClientError, Sandbox, empty};
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Frames of a caller that wait to be sent; a caller that is faster waits.
 const PENDING_INPUT: usize = 16;
@@ -27,7 +36,7 @@ pub struct Output {
     path: String,
     offset: u64,
     redraw: bool,
-    socket: Option<WebSocketStream<RouteStream>>,
+    socket: Option<Socket>,
     input: mpsc::Receiver<Frame>,
     sender: mpsc::Sender<Frame>,
     ended: bool,
@@ -128,23 +137,24 @@ impl Output {
         }
     }
 
-    async fn open(&self) -> Result<WebSocketStream<RouteStream>, ClientError> {
-        let stream = self.sandbox.connect().await?;
+    async fn open(&self) -> Result<Socket, ClientError> {
         let query = if self.redraw { "redraw=true".to_owned() } else { format!("offset={}&follow=true", self.offset) };
-        let mut request = format!("ws://sandbox{}?{query}", self.path)
-            .into_client_request()
+        let key = generate_key();
+        let request = self
+            .sandbox
+            .request(Method::GET, &format!("{}?{query}", self.path))
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, &key)
+            .body(empty())
             .map_err(|error| ClientError::Request { reason: error.to_string() })?;
-        let authorization = self.sandbox.authorization().parse();
-        let authorization =
-            authorization.map_err(|_| ClientError::Request { reason: "the key is not one line".to_owned() })?;
-        request.headers_mut().insert(http::header::AUTHORIZATION, authorization);
-        let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
-        match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, _)) => Ok(socket),
-            Err(tungstenite::Error::Http(response)) => {
-                Err(crate::refusal(response.status(), response.body().as_deref().unwrap_or_default()))
-            }
-            Err(error) => Err(ClientError::connection(error)),
+        let answer = self.sandbox.connections.send(request, CALL_PATIENCE).await?;
+        if answer.header(header::SEC_WEBSOCKET_ACCEPT) != Some(&derive_accept_key(key.as_bytes())) {
+            return Err(ClientError::Answer { reason: "it does not accept a WebSocket".to_owned() });
         }
+        let stream = TokioIo::new(answer.upgrade().await?);
+        let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
     }
 }

@@ -1,11 +1,18 @@
 //! The client and the real server over unix sockets, also over one that is cut again and again.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
+    sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 use wharf_client::{ErrorKind, Exec, Route, Sandbox};
@@ -57,24 +64,46 @@ impl Server {
     }
 
     /// A socket that passes every connection on and cuts it after `bytes` of answer.
-    fn cut_after(&self, bytes: u64) -> PathBuf {
-        let path = self.home.path().join("bad.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let target = self.socket.clone();
+    fn relay(&self, bytes: u64) -> Relay {
+        let relay = Relay { socket: self.home.path().join("relay.sock"), count: Arc::default(), cut: Arc::default() };
+        let listener = UnixListener::bind(&relay.socket).unwrap();
+        let (target, count, cut) = (self.socket.clone(), relay.count.clone(), relay.cut.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let far = UnixStream::connect(&target).await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                let (far, cut) = (UnixStream::connect(&target).await.unwrap(), cut.clone());
                 tokio::spawn(async move {
                     let ((mut near_read, mut near_write), (far_read, mut far_write)) =
                         (near.into_split(), far.into_split());
                     let upwards = tokio::spawn(async move { tokio::io::copy(&mut near_read, &mut far_write).await });
-                    let _ = tokio::io::copy(&mut far_read.take(bytes), &mut near_write).await;
+                    let mut answer = far_read.take(bytes);
+                    tokio::select! {
+                        _ = tokio::io::copy(&mut answer, &mut near_write) => {}
+                        () = cut.notified() => {}
+                    }
                     upwards.abort();
                     let _ = near_write.shutdown().await;
                 });
             }
         });
-        path
+        relay
+    }
+}
+
+struct Relay {
+    socket: PathBuf,
+    count: Arc<AtomicUsize>,
+    cut: Arc<Notify>,
+}
+
+impl Relay {
+    fn sandbox(&self) -> Sandbox {
+        Sandbox::new(Route::Unix(self.socket.clone()), Secret::new(KEY))
+    }
+
+    /// How many connections there were.
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 }
 
@@ -101,12 +130,47 @@ async fn collect(exec: &Exec) -> (Vec<u8>, Option<i32>) {
 #[tokio::test]
 async fn output_is_whole_although_its_connection_is_cut_again_and_again() {
     let server = Server::start().await;
-    let bad = Sandbox::new(Route::Unix(server.cut_after(100_000)), Secret::new(KEY));
+    let bad = server.relay(100_000).sandbox();
     let exec = server.sandbox().exec(&sh("seq 1 50000; exit 7")).await.unwrap();
     let expected: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
     let (bytes, code) = collect(&bad.find_exec(exec.id().clone())).await;
     assert_eq!(code, Some(7));
     assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
+}
+
+#[tokio::test]
+async fn calls_one_after_another_share_a_connection_and_calls_at_once_do_not() {
+    let server = Server::start().await;
+    let relay = server.relay(u64::MAX);
+    let sandbox = relay.sandbox();
+    sandbox.with_key(Secret::new("another-key-of-a-test")).info().await.unwrap_err();
+    let exec = sandbox.exec(&sh("read line; echo $line")).await.unwrap();
+    sandbox.info().await.unwrap();
+    assert_eq!(relay.count(), 1);
+    let mut output = exec.attach(0);
+    let input = output.input();
+    let (frame, ()) = tokio::join!(output.next(), async {
+        // The attached connection is in use.
+        sandbox.info().await.unwrap();
+        sandbox.info().await.unwrap();
+        input.send(Frame::InputEnd).await;
+    });
+    assert!(matches!(frame.unwrap(), Some(Frame::Output { .. })));
+    assert_eq!(relay.count(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_ended_since_is_not_used_again() {
+    let server = Server::start().await;
+    let relay = server.relay(u64::MAX);
+    let sandbox = relay.sandbox();
+    for calls in 1..=3 {
+        sandbox.info().await.unwrap();
+        assert_eq!(relay.count(), calls);
+        relay.cut.notify_waiters();
+        // Until its end has come through.
+        server.sandbox().info().await.unwrap();
+    }
 }
 
 #[tokio::test]

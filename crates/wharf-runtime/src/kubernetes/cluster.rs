@@ -70,13 +70,13 @@ pub struct Cluster {
     namespace: String,
     server: String,
     inside: bool,
-    contact: Arc<Mutex<Contact>>,
+    health: Arc<Mutex<ServerHealth>>,
     minor: Arc<OnceCell<u32>>,
 }
 
 /// How calls to the API server have gone.
 #[derive(Default)]
-struct Contact {
+struct ServerHealth {
     has_answered: bool,
     was_away: Option<Instant>,
 }
@@ -137,7 +137,7 @@ impl Cluster {
         let server = config.cluster_url.to_string();
         let client = client(config)
             .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?;
-        Ok(Self { client, namespace, server, inside, contact: Arc::default(), minor: Arc::default() })
+        Ok(Self { client, namespace, server, inside, health: Arc::default(), minor: Arc::default() })
     }
 
     pub fn client(&self) -> &Client {
@@ -180,7 +180,7 @@ impl Cluster {
         loop {
             let error = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
                 Ok(Ok(answer)) => {
-                    self.contact().has_answered = true;
+                    self.health().has_answered = true;
                     return Ok(answer);
                 }
                 Ok(Err(error)) => ApiError::of(what, &self.server, &error),
@@ -193,13 +193,13 @@ impl Cluster {
             };
             let away = error.kind.is_unreachable();
             let (given_up, may_pass) = {
-                let mut contact = self.contact();
+                let mut health = self.health();
                 if away {
-                    contact.was_away = Some(Instant::now());
+                    health.was_away = Some(Instant::now());
                 }
-                let away_lately = contact.was_away.is_some_and(|was| was.elapsed() < REFUSAL_MAY_PASS);
+                let away_lately = health.was_away.is_some_and(|was| was.elapsed() < REFUSAL_MAY_PASS);
                 let refused = matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::Unauthorized);
-                (away && !contact.has_answered && started.elapsed() >= FIRST_PATIENCE, refused && away_lately)
+                (away && !health.has_answered && started.elapsed() >= FIRST_PATIENCE, refused && away_lately)
             };
             let next =
                 error.retry_after.map_or(pause, |asked| asked.max(pause)).mul_f64(0.75 + 0.5 * random_fraction());
@@ -212,8 +212,8 @@ impl Cluster {
         }
     }
 
-    fn contact(&self) -> MutexGuard<'_, Contact> {
-        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> MutexGuard<'_, ServerHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How sandboxd gets into pods of this cluster.

@@ -29,7 +29,7 @@ use kube::api::ListParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use wharf_client::{Route, Sandbox};
+use wharf_client::Sandbox;
 use wharf_protocol::{BindRequest, Environment, Isolation, NetworkMode, SandboxId, SandboxSpec, Secret};
 
 use self::{
@@ -107,7 +107,7 @@ pub struct Found {
     pub created_at: Timestamp,
     pub anchor: Anchor,
     pub node: Option<String>,
-    route: Option<Route>,
+    sandbox: Option<Sandbox>,
 }
 
 impl Found {
@@ -131,7 +131,7 @@ impl Found {
             claim: self.anchor.objects.contains_key(&Part::Workspace).then_some(self.names.pvc.as_str()),
             image: &pod["spec"]["containers"][0]["image"],
             node: self.node.as_deref(),
-            route: self.route.as_ref().map(Route::to_string),
+            route: self.sandbox.as_ref().map(|sandbox| sandbox.route().to_string()),
             working_dir: &self.anchor.bind.working_dir,
             leased_until: self.anchor.leased_until,
         })
@@ -139,7 +139,7 @@ impl Found {
 
     /// The way into it, while it has a pod.
     pub fn sandbox(&self) -> Option<Sandbox> {
-        Some(Sandbox::new(self.route.clone()?, self.anchor.key.clone()))
+        self.sandbox.clone()
     }
 }
 
@@ -267,9 +267,8 @@ impl KubernetesRuntime {
     ) -> Result<Found, KubernetesError> {
         let aim = Aim::Running { objects: Some(objects), anchor: Some(anchor) };
         loop {
-            let address = operation.reach(&aim).await?.unwrap_or_default();
+            let sandbox = operation.reach_usable(&aim).await?;
             let kept = operation.anchor()?.leased_until.is_none() || lifetime == Lifetime::OfThisProcess;
-            operation.bind(&aim, address).await?;
             if !kept && let Err(error) = operation.keep().await {
                 // Only the answer may be lost.
                 operation.observe([Part::Anchor]).await?;
@@ -279,10 +278,15 @@ impl KubernetesRuntime {
             }
             // Whoever suspended or removed it meanwhile may have looked before there was a pod.
             if operation.is_to_run() {
-                return self.found(operation.observed());
+                return self.found_usable(operation.observed(), sandbox);
             }
             operation.observe(operation.all_parts()).await?;
         }
+    }
+
+    /// One that has answered over this way to it, which the next call can use at once.
+    fn found_usable(&self, observed: &Observed, sandbox: Sandbox) -> Result<Found, KubernetesError> {
+        Ok(Found { sandbox: Some(sandbox), ..self.found(observed)? })
     }
 
     /// The sandbox of this id, if there is one.
@@ -352,12 +356,15 @@ impl KubernetesRuntime {
             (Some(Verdict::Waiting(waiting)), Wanted::Running) => Status::Starting { waiting: waiting.to_string() },
             (Some(Verdict::Failed(failure)), Wanted::Running) => Status::Stopped { reason: failure.message.clone() },
         };
-        let route = match verdict {
-            Some(Verdict::Reachable { address }) => route::route(&self.cluster, self.settings.route, &names, &address),
+        let sandbox = match verdict {
+            Some(Verdict::Reachable { address }) => {
+                let route = route::route(&self.cluster, self.settings.route, &names, &address);
+                route.map(|route| Sandbox::new(route, anchor.key.clone()))
+            }
             Some(Verdict::Waiting(_) | Verdict::Failed(_)) | None => None,
         };
         let node = pod.and_then(|pod| pod.object["spec"]["nodeName"].as_str()).map(str::to_owned);
-        Ok(Found { id: anchor.id.clone(), names, status, created_at: anchor.created_at, anchor, node, route })
+        Ok(Found { id: anchor.id.clone(), names, status, created_at: anchor.created_at, anchor, node, sandbox })
     }
 
     /// All sandboxes of this installation, oldest first. Two calls, however many there are.
@@ -421,8 +428,7 @@ impl KubernetesRuntime {
         let aim = Aim::Running { objects: None, anchor: None };
         loop {
             operation.observe(operation.all_parts()).await?;
-            let address = operation.reach(&aim).await?.unwrap_or_default();
-            operation.bind(&aim, address).await?;
+            let sandbox = operation.reach_usable(&aim).await?;
             if operation.anchor()?.is_half_made() {
                 operation.keep().await?;
             } else {
@@ -430,7 +436,7 @@ impl KubernetesRuntime {
             }
             // Whoever suspended it meanwhile may have looked before there was a pod.
             if operation.is_to_run() {
-                return self.found(operation.observed());
+                return self.found_usable(operation.observed(), sandbox);
             }
         }
     }

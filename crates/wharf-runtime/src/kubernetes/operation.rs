@@ -419,6 +419,12 @@ impl<'a> Operation<'a> {
         }
     }
 
+    /// Goes on until sandboxd of a sandbox that is to run has answered and has its identity; gives the way to it.
+    pub(super) async fn reach_usable(&mut self, aim: &Aim<'_>) -> Result<Sandbox, KubernetesError> {
+        let address = self.reach(aim).await?.unwrap_or_default();
+        self.bind(aim, address).await
+    }
+
     /// Asks sandboxd at `address` and gives it its identity if it has none; gives the way to it once it is usable.
     pub(super) async fn bind(&mut self, aim: &Aim<'_>, mut address: String) -> Result<Sandbox, KubernetesError> {
         self.tell(Waiting::at(Stage::Binding));
@@ -559,8 +565,8 @@ async fn bind(
     trouble: &watch::Sender<Option<Waiting>>,
 ) -> Result<Sandbox, KubernetesError> {
     let way = route.to_string();
-    let sandbox = Sandbox::new(route.clone(), anchor.key.clone());
-    let blank = Sandbox::new(route, anchor.bind_secret.clone());
+    let sandbox = Sandbox::new(route, anchor.key.clone());
+    let blank = sandbox.with_key(anchor.bind_secret.clone());
     let request = anchor.bind_request();
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;

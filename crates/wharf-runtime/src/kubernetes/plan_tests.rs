@@ -273,7 +273,7 @@ fn the_anchor_takes_all_along_and_what_it_does_not_own_is_deleted_by_itself() {
     World::new(Profile::Wharf).with(Part::Service, |_| {}).check(
         Goal::Gone,
         "Delete { part: Service, uid: \"service-1\" }",
-        "await [Service]: clearing: its processes end",
+        "await [Service]: clearing: the cluster removes what belongs to it",
     );
     World::new(Profile::Wharf).check(Goal::Gone, "", "reached");
     // One that a hand has broken goes too.
@@ -281,7 +281,7 @@ fn the_anchor_takes_all_along_and_what_it_does_not_own_is_deleted_by_itself() {
     broken.check(
         Goal::Gone,
         "Delete { part: Anchor, uid: \"anchor-1\" }",
-        "await [Anchor]: clearing: its processes end",
+        "await [Anchor]: clearing: the cluster removes what belongs to it",
     );
     broken.check_running("", "refused: Secret `wharf-box` is not what Wharf has made: `key` is missing");
 }
