@@ -9,7 +9,17 @@
 use std::{env, panic::AssertUnwindSafe, path::Path, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::{process::Command, time::timeout};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{
+    process::Command,
+    sync::{Mutex, watch},
+    time::timeout,
+};
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
@@ -18,10 +28,13 @@ use wharf_kubernetes_tests::{
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime,
-    kubernetes::{KubernetesError, KubernetesRuntime},
+    kubernetes::{KubernetesError, KubernetesRuntime, Waiting},
 };
 
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Two tests at the same time would take the cluster away from one another.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 #[derive(Debug, Clone, Copy)]
 enum Operation {
@@ -139,10 +152,10 @@ async fn check(program: &'static str, steps: Vec<(Operation, Match, bool)>) {
     .await;
 }
 
-/// In turn: two tests at the same time would take the cluster away from one another.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_api_server_or_the_kubelet_in_any_step_only_takes_time() {
     use Operation::{Create, Remove, Resume, Suspend};
+    let _turn = TURN.lock().await;
     let at = Match::new;
     let steps = vec![
         // The anchor is made; the pod is made; it is waited for; it is bound and about to be kept.
@@ -163,4 +176,53 @@ async fn an_outage_of_the_api_server_or_the_kubelet_in_any_step_only_takes_time(
     ];
     check("kube-apiserver", steps).await;
     check("kubelet", vec![(Create, at(Verb::Create, "pods"), false), (Remove, at(Verb::Delete, "pods"), true)]).await;
+}
+
+/// What is said of a node whose kubelet has been silent for long; nobody but a kubelet takes it back.
+async fn declare_silent(nodes: &Api<Node>) {
+    for node in nodes.list(&ListParams::default()).await.unwrap() {
+        let silent = json!({ "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown" });
+        let status = Patch::Strategic(json!({ "status": { "conditions": [silent] } }));
+        nodes.patch_status(&node.name_any(), &PatchParams::default(), &status).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_not_ready_takes_no_sandbox_and_all_goes_on_once_it_is() {
+    let _turn = TURN.lock().await;
+    with_namespace("not-ready", async |namespace| {
+        let (_proxy, runtime) = stage(&namespace).await;
+        let (first, second): (SandboxId, SandboxId) = ("box".parse().unwrap(), "second".parse().unwrap());
+        let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+        let found = runtime.create(&first, &spec, Lifetime::Kept, &|_| {}).await.unwrap();
+        component("stop", "kubelet").await;
+        let meanwhile = async {
+            declare_silent(&Api::all(namespace.client.clone())).await;
+            // What runs there goes on.
+            found.sandbox().unwrap().info().await.unwrap();
+            let (told, mut hears) = watch::channel(String::new());
+            let report = |waiting: &Waiting| drop(told.send_replace(waiting.to_string()));
+            let (made, suspended, ()) = tokio::join!(
+                runtime.create(&second, &spec, Lifetime::Kept, &report),
+                runtime.suspend(&first, &|_| {}),
+                async {
+                    hears.wait_for(|told| told.contains("had untolerated taint")).await.unwrap();
+                    component("start", "kubelet").await;
+                }
+            );
+            made.unwrap();
+            suspended.unwrap();
+        };
+        let outcome = AssertUnwindSafe(timeout(PATIENCE, meanwhile)).catch_unwind().await;
+        component("start", "kubelet").await;
+        outcome.unwrap().expect("it ends");
+        let second_objects = RUNNING.iter().map(|object| object.replace("-box", "-second"));
+        let expected = SUSPENDED.iter().chain(INSTALLED).map(ToString::to_string).chain(second_objects);
+        settle(&namespace.client, &namespace.name, expected).await;
+        for id in [&first, &second] {
+            runtime.remove(id, &|_| {}).await.unwrap();
+        }
+        settle(&namespace.client, &namespace.name, INSTALLED).await;
+    })
+    .await;
 }

@@ -20,24 +20,27 @@ pub fn manifests(settings: &Settings) -> Vec<Value> {
     };
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
     let all = ["get", "list", "watch", "create", "patch", "delete"];
+    // These are found by their names.
+    let named = ["get", "watch", "create", "patch", "delete"];
     let mut role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": metadata(ACCOUNT),
         "rules": [
-            rule("", &["secrets", "pods", "services", "persistentvolumeclaims"], &all),
+            rule("", &["secrets", "pods"], &all),
+            rule("", &["services", "persistentvolumeclaims"], &named),
             // Clusters that check who may make an owner wait for what it owns (OwnerReferencesPermissionEnforcement).
             rule("", &["secrets/finalizers"], &["update"]),
             rule("", &["pods/portforward"], &["get", "create"]),
             rule("", &["pods/log"], &["get"]),
             rule("", &["events"], &["list", "watch"]),
-            rule("networking.k8s.io", &["networkpolicies"], &all),
+            rule("networking.k8s.io", &["networkpolicies"], &named),
         ],
     });
     if settings.ingress.enabled
         && let Some(rules) = role["rules"].as_array_mut()
     {
-        rules.push(rule("networking.k8s.io", &["ingresses"], &all));
+        rules.push(rule("networking.k8s.io", &["ingresses"], &named));
     }
     vec![
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(ACCOUNT) }),

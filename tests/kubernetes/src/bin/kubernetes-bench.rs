@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
     Api,
     api::{DeleteParams, PostParams, WatchEvent, WatchParams},
@@ -29,6 +29,15 @@ use wharf_runtime::{
 };
 
 const ROUNDS: usize = 15;
+const BARE: &str = "a bare pod until it runs";
+const BARE_WITH_CLAIM: &str = "a bare pod with a claim until it runs";
+
+/// What is measured: until the phase is `Running`, or until the first byte of the first command.
+#[derive(Clone, Copy)]
+enum Turn<'a> {
+    Bare { claim: bool },
+    Ours(&'a KubernetesRuntime, Lifetime),
+}
 
 fn main() {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
@@ -43,22 +52,23 @@ async fn measure(namespace: &Namespace) {
     let inside = runtime(namespace, "pod-address");
     let outside = runtime(namespace, "port-forward");
     // Images are there and caches warm before the first figure.
-    bare_pod(namespace, 0).await;
+    bare_pod(namespace, 0, false).await;
     first_byte(&inside, 0, Lifetime::OfThisProcess).await;
     // Turn by turn, so that what else the machine does meets all of them.
     for round in 1..=ROUNDS {
         let mut turns = [
-            ("bare", None),
-            ("run, pod address", Some((&inside, Lifetime::OfThisProcess))),
-            ("run, port-forward", Some((&outside, Lifetime::OfThisProcess))),
-            ("create, pod address", Some((&inside, Lifetime::Kept))),
+            (BARE, Turn::Bare { claim: false }),
+            (BARE_WITH_CLAIM, Turn::Bare { claim: true }),
+            ("run, pod address", Turn::Ours(&inside, Lifetime::OfThisProcess)),
+            ("run, port-forward", Turn::Ours(&outside, Lifetime::OfThisProcess)),
+            ("create, pod address", Turn::Ours(&inside, Lifetime::Kept)),
         ];
         let count = turns.len();
         turns.rotate_left(round % count);
-        for (what, ours) in turns {
-            times.entry(what).or_default().push(match ours {
-                None => bare_pod(namespace, round).await,
-                Some((runtime, lifetime)) => first_byte(runtime, round, lifetime).await,
+        for (what, turn) in turns {
+            times.entry(what).or_default().push(match turn {
+                Turn::Bare { claim } => bare_pod(namespace, round, claim).await,
+                Turn::Ours(runtime, lifetime) => first_byte(runtime, round, lifetime).await,
             });
         }
     }
@@ -67,12 +77,17 @@ async fn measure(namespace: &Namespace) {
         sorted.sort();
         sorted[sorted.len() / 2]
     };
-    let bare = median("bare");
-    println!("bare pod, create to Running: {} ms (median of {ROUNDS})", bare.as_millis());
-    for what in ["run, pod address", "run, port-forward", "create, pod address"] {
+    for (what, beside) in [
+        (BARE, BARE),
+        (BARE_WITH_CLAIM, BARE),
+        ("run, pod address", BARE),
+        ("run, port-forward", BARE),
+        ("create, pod address", BARE),
+        ("create, pod address", BARE_WITH_CLAIM),
+    ] {
         let time = median(what);
-        let ratio = time.as_secs_f64() / bare.as_secs_f64();
-        println!("{what}, create to the first byte: {} ms, {ratio:.2} of a bare pod", time.as_millis());
+        let ratio = time.as_secs_f64() / median(beside).as_secs_f64();
+        println!("{what}: {} ms, {ratio:.2} of {beside} (medians of {ROUNDS})", time.as_millis());
     }
     many(&inside).await;
     calls(namespace).await;
@@ -87,10 +102,10 @@ fn runtime(namespace: &Namespace, route: &str) -> KubernetesRuntime {
 }
 
 /// From the request to the phase `Running`, as a watch tells it: the pod that anybody makes who says nothing else.
-async fn bare_pod(namespace: &Namespace, round: usize) -> Duration {
-    let api: Api<Pod> = namespace.api();
+async fn bare_pod(namespace: &Namespace, round: usize, with_claim: bool) -> Duration {
+    let (api, claims): (Api<Pod>, Api<PersistentVolumeClaim>) = (namespace.api(), namespace.api());
     let name = format!("bare-{round}");
-    let pod = serde_json::from_value(json!({
+    let mut pod = json!({
         "metadata": { "name": name },
         "spec": {
             "restartPolicy": "Never",
@@ -99,10 +114,26 @@ async fn bare_pod(namespace: &Namespace, round: usize) -> Duration {
                 "resources": { "requests": { "cpu": "20m", "memory": "64Mi" } },
             }],
         },
+    });
+    if with_claim {
+        pod["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
+    }
+    let pod = serde_json::from_value(pod).unwrap();
+    let claim = serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
     }))
     .unwrap();
+    let (making, none) = (PostParams::default(), DeleteParams::default());
     let started = Instant::now();
-    let made = api.create(&PostParams::default(), &pod).await.unwrap();
+    let claimed = async {
+        if with_claim {
+            claims.create(&making, &claim).await.unwrap();
+        }
+    };
+    let (made, ()) = tokio::join!(api.create(&making, &pod), claimed);
+    let made = made.unwrap();
     let watch = WatchParams::default().fields(&format!("metadata.name={name}"));
     let mut changes = api.watch(&watch, &made.metadata.resource_version.unwrap()).await.unwrap().boxed();
     while let Some(change) = changes.try_next().await.unwrap() {
@@ -115,6 +146,9 @@ async fn bare_pod(namespace: &Namespace, round: usize) -> Duration {
     let took = started.elapsed();
     // Its end is not to be work beside the next figure. `sleep` is not ended by a signal that it may ignore.
     api.delete(&name, &DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() }).await.unwrap();
+    if with_claim {
+        claims.delete(&name, &none).await.unwrap();
+    }
     while let Some(change) = changes.try_next().await.unwrap() {
         if matches!(change, WatchEvent::Deleted(_)) {
             break;

@@ -116,12 +116,8 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         "ports": ports,
         "volumeMounts": mounts,
         "resources": resources(settings),
-        // A blank sandboxd answers too: whoever made the sandbox binds it before anybody is told of it.
-        "readinessProbe": {
-            "httpGet": { "path": "/v1/health", "port": "http" },
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-        },
+        // No probe: it would say of a blank sandboxd that it is ready, costs a node a request per sandbox for ever, and keeps
+        // a Service closed for a period if it comes before sandboxd listens.
         "securityContext": container_security(settings),
     });
     if let Some(container) = container.as_object_mut() {
