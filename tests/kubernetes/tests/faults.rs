@@ -394,6 +394,20 @@ async fn what_goes_wrong_for_ever_is_told_and_what_was_made_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_is_kept_although_nobody_ever_hears_that_it_is() {
+    with_namespace("kept", async |namespace| {
+        let (proxy, runtime) = stage_with(&namespace, |settings| settings.start_timeout = START_TIMEOUT).await;
+        let keeping = proxy.add(Fault::always(Match::new(Verb::Patch, "secrets"), Action::CutAfter));
+        create(&runtime).await.unwrap();
+        assert!(proxy.calls().iter().any(|call| call.fault == Some(keeping)));
+        let (_proxy, runtime) = stage(&namespace).await;
+        is_well(&namespace, &runtime, Operation::Create).await.unwrap();
+        assert_eq!(runtime.get(&id()).await.unwrap().anchor.leased_until, None);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_taken_back_goes_with_the_next_remove_or_as_garbage() {
     #[derive(Clone, Copy, Debug)]
     enum Cleaner {

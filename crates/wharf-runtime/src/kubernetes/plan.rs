@@ -192,8 +192,8 @@ fn running(
     let mut in_the_way = Vec::new();
     for (&part, object) in objects {
         let Some(seen) = observed.get(part) else {
-            // What leads to a pod can wait until there is one: that is what takes long.
-            if pod.is_some() || !leads_to_pod(part) {
+            // What leads to a pod can wait until a node works at it: that takes long, and until then all wait for the node.
+            if !leads_to_pod(part) || pod.is_some_and(Seen::has_begun) {
                 steps.push(Step::Apply(part));
             }
             continue;

@@ -134,6 +134,13 @@ fn running(object: &mut Value) {
     }] });
 }
 
+fn begun(object: &mut Value) {
+    object["status"] = json!({ "phase": "Pending", "containerStatuses": [{
+        "name": "sandbox", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "waiting": { "reason": "ContainerCreating" } }
+    }] });
+}
+
 fn ended(object: &mut Value) {
     object["status"] = json!({ "phase": "Failed", "reason": "Evicted", "message": "disk" });
 }
@@ -156,12 +163,9 @@ fn unmarked(object: &mut Value) {
 fn the_anchor_is_made_first_then_the_pod_with_what_it_needs_then_what_leads_to_it() {
     World::new(Profile::Wharf).check_running("CreateAnchor", "again");
     World::new(Profile::Wharf).anchored().check_running("Apply(Policy), Apply(Workspace), Apply(Pod)", "again");
-    World::new(Profile::Wharf)
-        .anchored()
-        .with(Part::Policy, |_| {})
-        .with(Part::Workspace, |_| {})
-        .with(Part::Pod, |_| {})
-        .check_running("Apply(Service)", "again");
+    let needed = || World::new(Profile::Wharf).anchored().with(Part::Policy, |_| {}).with(Part::Workspace, |_| {});
+    needed().with(Part::Pod, |_| {}).check_running("", "await [Pod]: scheduling");
+    needed().with(Part::Pod, begun).check_running("Apply(Service)", "again");
 }
 
 #[test]
