@@ -4,7 +4,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,12 +17,16 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Body, CALL_PATIENCE, ClientError, Route, refusal};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// Less than any part of a route takes to close a connection that nobody uses: one that is used again is alive.
-const IDLE: Duration = Duration::from_secs(5);
+/// Calls that follow one another share a connection. A server may close one that nobody uses after a second, and a request
+/// that meets this is lost.
+const IDLE: Duration = Duration::from_millis(500);
+/// A connection that has answered is free at once, but for a server that answers before it has read a request.
+const READY_PATIENCE: Duration = Duration::from_millis(100);
 const MOST_IDLE: usize = 4;
 /// An answer that is held in memory is at most so long.
 const LONGEST_ANSWER: usize = 64 << 20;
@@ -60,7 +64,7 @@ impl Connections {
         let (response, sender) = if patience == Duration::MAX {
             self.exchange(request).await?
         } else {
-            let exchange = tokio::time::timeout(patience, self.exchange(request)).await;
+            let exchange = timeout(patience, self.exchange(request)).await;
             exchange.map_err(|_| ClientError::TimedOut { after: patience })??
         };
         let status = response.status();
@@ -94,7 +98,7 @@ impl Connections {
     }
 
     async fn open(&self) -> Result<SendRequest<Body>, ClientError> {
-        let stream = tokio::time::timeout(CONNECT_PATIENCE, self.route.connect())
+        let stream = timeout(CONNECT_PATIENCE, self.route.connect())
             .await
             .map_err(|_| ClientError::TimedOut { after: CONNECT_PATIENCE })?
             .map_err(|source| ClientError::Connect { route: self.route.to_string(), source })?;
@@ -107,7 +111,7 @@ impl Connections {
     async fn take(&self) -> Option<SendRequest<Body>> {
         loop {
             let mut idle = self.idle().pop()?;
-            if idle.since.elapsed() < IDLE && idle.sender.ready().await.is_ok() {
+            if idle.since.elapsed() < IDLE && matches!(timeout(READY_PATIENCE, idle.sender.ready()).await, Ok(Ok(()))) {
                 return Some(idle.sender);
             }
         }
@@ -119,12 +123,20 @@ impl Connections {
             return;
         }
         idle.push(Idle { sender, since: Instant::now() });
+        if idle.len() > 1 {
+            return;
+        }
         let all = Arc::downgrade(&self.idle);
+        // Closes them, and ends when none is left.
         tokio::spawn(async move {
-            tokio::time::sleep(IDLE).await;
-            if let Some(all) = all.upgrade() {
+            loop {
+                sleep(IDLE).await;
+                let Some(all) = all.upgrade() else { return };
                 let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                 all.retain(|idle| idle.since.elapsed() < IDLE);
+                if all.is_empty() {
+                    return;
+                }
             }
         });
     }
@@ -143,7 +155,7 @@ impl fmt::Debug for Connections {
 impl Answer {
     pub(crate) async fn collect(self) -> Result<Bytes, ClientError> {
         let body = Limited::new(self.response.into_body(), LONGEST_ANSWER).collect();
-        let body = tokio::time::timeout(CALL_PATIENCE, body).await;
+        let body = timeout(CALL_PATIENCE, body).await;
         let body = body.map_err(|_| ClientError::TimedOut { after: CALL_PATIENCE })?;
         let body = body.map_err(|error| ClientError::Answer { reason: error.to_string() })?;
         self.connections.keep(self.sender);

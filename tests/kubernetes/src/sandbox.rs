@@ -1,12 +1,16 @@
 //! The sandbox `box` of the `wharf` profile, as most tests have it: its image, its settings, and its objects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest,
+    core::v1::{Secret, ServiceAccount},
+};
 use kube::{
-    Api,
+    Api, Client,
     api::{ApiResource, DynamicObject, PostParams},
 };
+use tokio::time::{sleep, timeout};
 use wharf_runtime::kubernetes::{
     Cluster, KubernetesRuntime, Settings,
     install::manifests,
@@ -27,6 +31,9 @@ pub const RUNNING: &[&str] = &[
 
 /// What [`install`] makes, of what a leak check sees.
 pub const INSTALLED: &[&str] = &["NetworkPolicy/wharf-closed", "ServiceAccount/wharf"];
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A `config.toml` for the images of `tests/cluster/images` on a machine of two processors, with these lines in `[wharf]`.
 pub fn config(namespace: &str, wharf: &str) -> String {
@@ -65,5 +72,13 @@ pub async fn install(namespace: &Namespace, settings: &Settings) -> kube::Config
     let token = accounts.create_token_request("wharf", &PostParams::default(), &TokenRequest::default()).await.unwrap();
     let mut config = namespace.config.clone();
     config.auth_info.token = Some(token.status.unwrap().token.into());
+    let allowed = async {
+        let secrets: Api<Secret> = Api::namespaced(Client::try_from(config.clone()).unwrap(), &namespace.name);
+        // The server reads a new role a moment after it has stored it.
+        while secrets.get_opt("none").await.is_err() {
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, allowed).await.expect("the account has its rights");
     config
 }

@@ -118,8 +118,7 @@ async fn sandboxes_of_one_name_in_two_clusters_know_nothing_of_each_other() {
         assert!(uids(&namespace.client).await.is_disjoint(&uids(&second.client).await));
         here.remove(&id, &|_| {}).await.unwrap();
         settle(&namespace.client, &namespace.name, [""; 0]).await;
-        // Its Service comes once a node works at its pod.
-        settle(&second.client, &namespace.name, RUNNING.iter().filter(|object| !object.starts_with("Service/"))).await;
+        settle(&second.client, &namespace.name, RUNNING).await;
     })
     .await;
 }

@@ -89,7 +89,8 @@ async fn bring_back(program: &str) {
     }
 }
 
-/// An API server that has just started refuses for a moment whoever is not an administrator: it has to read the roles first.
+/// A runtime with the rights of an installation: an API server that has just started refuses all but administrators for a
+/// moment, because it has to read the roles first.
 async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
     let settings = settings(&config(&namespace.name, "route = \"pod-address\""));
     let proxy = FaultProxy::start(install(namespace, &settings).await).await;
@@ -202,16 +203,16 @@ async fn a_node_that_is_not_ready_takes_no_sandbox_and_all_goes_on_once_it_is() 
             found.sandbox().unwrap().info().await.unwrap();
             let (told, mut hears) = watch::channel(String::new());
             let report = |waiting: &Waiting| drop(told.send_replace(waiting.to_string()));
-            let (made, suspended, ()) = tokio::join!(
+            let done = tokio::try_join!(
                 runtime.create(&second, &spec, Lifetime::Kept, &report),
                 runtime.suspend(&first, &|_| {}),
                 async {
                     hears.wait_for(|told| told.contains("had untolerated taint")).await.unwrap();
                     component("start", "kubelet").await;
+                    Ok(())
                 }
             );
-            made.unwrap();
-            suspended.unwrap();
+            done.unwrap();
         };
         let outcome = AssertUnwindSafe(timeout(PATIENCE, meanwhile)).catch_unwind().await;
         component("start", "kubelet").await;

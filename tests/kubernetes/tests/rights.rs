@@ -26,8 +26,8 @@ use wharf_runtime::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longer than it takes until events are looked at.
-const NO_TIME: Duration = Duration::from_secs(3);
+/// Enough until events are looked at, and not more.
+const A_LOOK: Duration = Duration::from_secs(3);
 
 /// What is wanted with its rights: `verb resource`.
 type Rights = BTreeSet<String>;
@@ -73,6 +73,7 @@ fn used(proxy: &FaultProxy) -> Rights {
 
 /// What everything of the sandbox is called.
 const POD: &str = "wharf-box";
+const HELD: &str = "wharf.test/held";
 
 fn id() -> SandboxId {
     "box".parse().unwrap()
@@ -101,9 +102,9 @@ async fn live(runtime: &KubernetesRuntime) {
 fn kinds() -> [(ApiResource, Value); 3] {
     let claim = json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Mi" } } });
     [
-        (ApiResource::erase::<Service>(&()), json!({ "ports": [{ "port": 1 }] })),
         (ApiResource::erase::<NetworkPolicy>(&()), json!({ "podSelector": {} })),
         (ApiResource::erase::<PersistentVolumeClaim>(&()), claim),
+        (ApiResource::erase::<Service>(&()), json!({ "ports": [{ "port": 1 }] })),
     ]
 }
 
@@ -122,21 +123,24 @@ async fn make_over_remains(namespace: &Namespace, proxy: &FaultProxy, runtime: &
                     labels::INSTALLATION: runtime.settings().installation,
                     labels::SANDBOX: POD,
                 },
-                "finalizers": ["wharf.test/held"],
+                "finalizers": [HELD],
             },
         });
         api(&kind).patch(POD, &PatchParams::apply("wharf-test"), &Patch::Apply(object)).await.unwrap();
     }
-    let released = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-    let (made, ()) = tokio::join!(create(runtime), async {
+    let released_in_turn = async {
         for (kind, _) in kinds() {
-            proxy
-                .wait_for(Match { verb: Some(Verb::Watch), resource: Some(kind.plural.clone().leak()), name: None }, 1)
-                .await;
+            let resource = Some(&*kind.plural.clone().leak());
+            proxy.wait_for(Match { verb: Some(Verb::Watch), resource, name: None }, 1).await;
+            // Only a finalizer holds it: the test's, and for a claim the cluster's own until no pod has it.
+            let held = api(&kind).get(POD).await.unwrap().metadata.finalizers.unwrap_or_default();
+            let others: Vec<_> = held.into_iter().filter(|finalizer| finalizer != HELD).collect();
+            let released = Patch::Merge(json!({ "metadata": { "finalizers": others } }));
             api(&kind).patch(POD, &PatchParams::default(), &released).await.unwrap();
         }
-    });
-    made.unwrap();
+        Ok(())
+    };
+    tokio::try_join!(create(runtime), released_in_turn).unwrap();
     runtime.remove(&id(), &|_| {}).await.unwrap();
 }
 
@@ -151,7 +155,7 @@ async fn the_role_is_enough_and_each_of_its_rights_is_used() {
             live(&reached(&settings)).await;
             make_over_remains(&namespace, &proxy, &reached(&settings)).await;
             settings.node_selector = [("wharf.dev/nowhere".to_owned(), "yes".to_owned())].into();
-            settings.start_timeout = NO_TIME;
+            settings.start_timeout = A_LOOK;
             create(&reached(&settings)).await.unwrap_err();
         };
         timeout(3 * PATIENCE, all).await.unwrap();

@@ -107,6 +107,16 @@ impl Apply<'_> {
         Ok(got.map(plain))
     }
 
+    /// The same for what may be none of the caller's business: a refusal is an answer.
+    pub(super) async fn look(&self, part: Part, name: &str) -> Result<Option<Value>, ApiError> {
+        let api = self.cluster.api(part);
+        let got = self.cluster.ask(&doing("look for", part, name), self.deadline, || api.get_opt(name)).await;
+        match got {
+            Err(error) if error.kind == ApiErrorKind::Forbidden => Ok(None),
+            got => Ok(got?.map(plain)),
+        }
+    }
+
     /// The last lines that a container of the pod has logged.
     pub(super) async fn log_end(&self, pod: &str, container: &str, lines: i64) -> Option<String> {
         let api = self.cluster.typed::<Pod>();
@@ -116,7 +126,8 @@ impl Apply<'_> {
             limit_bytes: Some(16 << 10),
             ..kube::api::LogParams::default()
         };
-        self.call("read the log", || api.logs(pod, &parameters)).await.ok().filter(|log| !log.trim().is_empty())
+        let log = self.cluster.ask("read the log", self.deadline, || api.logs(pod, &parameters)).await;
+        log.ok().filter(|log| !log.trim().is_empty())
     }
 
     async fn call<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T, ApiError>

@@ -33,8 +33,8 @@ const CALL_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an API server that has never answered is tried.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// An API server that has just started refuses everybody but administrators until it has read the roles: for so long after
-/// it was away a refusal may pass.
-const REFUSAL_MAY_PASS: Duration = Duration::from_secs(5);
+/// its first answer a refusal may pass.
+const REFUSAL_MAY_PASS: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Image volumes are part of Kubernetes since this minor version, which asks for a container runtime that has them.
@@ -78,7 +78,22 @@ pub struct Cluster {
 #[derive(Default)]
 struct ServerHealth {
     has_answered: bool,
-    was_away: Option<Instant>,
+    is_away: bool,
+    /// When it first answered after it was away.
+    back_since: Option<Instant>,
+}
+
+impl ServerHealth {
+    /// Takes note of how a call has gone; says whether the server has come back with it.
+    fn note(&mut self, is_away: bool) -> bool {
+        let is_back = self.is_away && !is_away;
+        if is_back {
+            self.back_since = Some(Instant::now());
+        }
+        self.has_answered |= !is_away;
+        self.is_away = is_away;
+        is_back
+    }
 }
 
 impl fmt::Debug for Cluster {
@@ -175,31 +190,53 @@ impl Cluster {
     where
         F: Future<Output = kube::Result<T>>,
     {
+        self.try_again(what, deadline, report, true, attempt).await
+    }
+
+    /// The same for what can be done without: a refusal is always taken as it is.
+    pub(super) async fn ask<T, F>(&self, what: &str, deadline: Instant, attempt: impl Fn() -> F) -> Result<T, ApiError>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        self.try_again(what, deadline, &|_| {}, false, attempt).await
+    }
+
+    async fn try_again<T, F>(
+        &self,
+        what: &str,
+        deadline: Instant,
+        report: &(dyn Fn(&str) + Sync),
+        refusals_may_pass: bool,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, ApiError>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
+            let (error, was_refused) = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
                 Ok(Ok(answer)) => {
-                    self.health().has_answered = true;
+                    self.health().note(false);
                     return Ok(answer);
                 }
-                Ok(Err(error)) => ApiError::of(what, &self.server, &error),
-                Err(_) => ApiError {
-                    what: what.to_owned(),
-                    kind: ApiErrorKind::TimedOut,
-                    message: format!("no answer of `{}` within {} s", self.server, CALL_PATIENCE.as_secs()),
-                    retry_after: None,
-                },
+                Ok(Err(error)) => {
+                    let was_refused = matches!(&error, kube::Error::Api(status) if matches!(status.code, 401 | 403));
+                    (ApiError::of(what, &self.server, &error), was_refused)
+                }
+                Err(_) => (ApiError::silence(what, &self.server), false),
             };
-            let away = error.kind.is_unreachable();
             let (given_up, may_pass) = {
                 let mut health = self.health();
-                if away {
-                    health.was_away = Some(Instant::now());
+                let first = !health.has_answered;
+                // A proxy before it answers for an API server that is away.
+                let away = error.kind.is_unreachable() || error.kind == ApiErrorKind::Server;
+                if health.note(away) {
+                    pause = FIRST_PAUSE;
                 }
-                let away_lately = health.was_away.is_some_and(|was| was.elapsed() < REFUSAL_MAY_PASS);
-                let refused = matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::Unauthorized);
-                (away && !health.has_answered && started.elapsed() >= FIRST_PATIENCE, refused && away_lately)
+                let back_lately = health.back_since.is_some_and(|since| since.elapsed() < REFUSAL_MAY_PASS);
+                let given_up = error.kind.is_unreachable() && first && started.elapsed() >= FIRST_PATIENCE;
+                (given_up, refusals_may_pass && was_refused && back_lately)
             };
             let next =
                 error.retry_after.map_or(pause, |asked| asked.max(pause)).mul_f64(0.75 + 0.5 * random_fraction());
@@ -360,6 +397,15 @@ impl ApiError {
             kind,
             message: message.split_whitespace().collect::<Vec<_>>().join(" "),
             retry_after,
+        }
+    }
+
+    fn silence(what: &str, server: &str) -> Self {
+        Self {
+            what: what.to_owned(),
+            kind: ApiErrorKind::TimedOut,
+            message: format!("no answer of `{server}` within {} s", CALL_PATIENCE.as_secs()),
+            retry_after: None,
         }
     }
 

@@ -34,11 +34,6 @@ impl Seen {
         serde_json::from_value(self.object.clone()).unwrap_or_default()
     }
 
-    /// Whether a node has said anything of the pod.
-    pub fn has_begun(&self) -> bool {
-        !self.object["status"]["containerStatuses"].is_null()
-    }
-
     pub fn has_ended(&self) -> bool {
         matches!(self.object["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
     }

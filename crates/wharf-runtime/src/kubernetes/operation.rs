@@ -131,20 +131,15 @@ impl<'a> Operation<'a> {
         let report = trouble(self.report);
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let parts: Vec<Part> = parts.into_iter().collect();
-        let got = join_all(parts.iter().map(|part| apply.get(*part, part.name(&self.names)))).await;
+        let (apply, names, settings) = (&apply, &self.names, self.settings);
+        let look = async |part: &Part| match part {
+            // The Role of an installation without Ingresses says nothing of them: it has made none.
+            Part::Ingress if !settings.ingress.enabled => apply.look(*part, part.name(names)).await,
+            part => apply.get(*part, part.name(names)).await,
+        };
+        let got = join_all(parts.iter().map(look)).await;
         for (part, got) in parts.into_iter().zip(got) {
-            let got = match got {
-                // The Role of an installation without Ingresses says nothing of them: it has made none.
-                Err(error)
-                    if part == Part::Ingress
-                        && !self.settings.ingress.enabled
-                        && error.kind == ApiErrorKind::Forbidden =>
-                {
-                    None
-                }
-                got => got?,
-            };
-            self.observed.note(part, got);
+            self.observed.note(part, got?);
             self.looked_at.insert(part);
         }
         Ok(())
@@ -406,15 +401,13 @@ impl<'a> Operation<'a> {
         let Some(pod) = self.observed.get(Part::Pod) else { return };
         let api = self.cluster.typed::<Event>();
         let fields = format!("involvedObject.uid={}", pod.uid);
-        let report = |_: &str| {};
         let list = ListParams::default().fields(&fields).limit(MOST_EVENTS as u32);
         let deadline = self.deadline.min(Instant::now() + ANSWER_PATIENCE);
-        let Ok(listed) = self.cluster.call("list events", deadline, &report, || api.list(&list)).await else { return };
+        let Ok(listed) = self.cluster.ask("list events", deadline, || api.list(&list)).await else { return };
         let version = listed.metadata.resource_version.clone().unwrap_or_default();
         self.events = listed.items;
         let watch = WatchParams::default().fields(&fields).timeout(WATCH_SECONDS);
-        if let Ok(changes) = self.cluster.call("watch events", deadline, &report, || api.watch(&watch, &version)).await
-        {
+        if let Ok(changes) = self.cluster.ask("watch events", deadline, || api.watch(&watch, &version)).await {
             self.event_changes = Some(changes.into_stream().boxed());
         }
     }

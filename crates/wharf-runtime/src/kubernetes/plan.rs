@@ -192,8 +192,8 @@ fn running(
     let mut in_the_way = Vec::new();
     for (&part, object) in objects {
         let Some(seen) = observed.get(part) else {
-            // What leads to a pod can wait until a node works at it: that takes long, and until then all wait for the node.
-            if !leads_to_pod(part) || pod.is_some_and(Seen::has_begun) {
+            // What leads to a pod can wait until there is one: that is what takes long.
+            if pod.is_some() || !leads_to_pod(part) {
                 steps.push(Step::Apply(part));
             }
             continue;
@@ -224,6 +224,13 @@ fn running(
                 }
             }
         }
+    }
+    if in_the_way.contains(&Part::Workspace)
+        && let Some(holder) = pod.filter(|pod| !pod.terminating && !in_the_way.contains(&Part::Pod))
+    {
+        // It was made beside a claim of an earlier life that nobody had looked at: it would hold that one for ever.
+        steps.push(Step::Delete { part: Part::Pod, uid: holder.uid.clone() });
+        in_the_way.push(Part::Pod);
     }
     if !in_the_way.is_empty() {
         // A pod would take hold of a claim that is on its way out.

@@ -134,13 +134,6 @@ fn running(object: &mut Value) {
     }] });
 }
 
-fn begun(object: &mut Value) {
-    object["status"] = json!({ "phase": "Pending", "containerStatuses": [{
-        "name": "sandbox", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-        "state": { "waiting": { "reason": "ContainerCreating" } }
-    }] });
-}
-
 fn ended(object: &mut Value) {
     object["status"] = json!({ "phase": "Failed", "reason": "Evicted", "message": "disk" });
 }
@@ -163,9 +156,12 @@ fn unmarked(object: &mut Value) {
 fn the_anchor_is_made_first_then_the_pod_with_what_it_needs_then_what_leads_to_it() {
     World::new(Profile::Wharf).check_running("CreateAnchor", "again");
     World::new(Profile::Wharf).anchored().check_running("Apply(Policy), Apply(Workspace), Apply(Pod)", "again");
-    let needed = || World::new(Profile::Wharf).anchored().with(Part::Policy, |_| {}).with(Part::Workspace, |_| {});
-    needed().with(Part::Pod, |_| {}).check_running("", "await [Pod]: scheduling");
-    needed().with(Part::Pod, begun).check_running("Apply(Service)", "again");
+    World::new(Profile::Wharf)
+        .anchored()
+        .with(Part::Policy, |_| {})
+        .with(Part::Workspace, |_| {})
+        .with(Part::Pod, |_| {})
+        .check_running("Apply(Service)", "again");
 }
 
 #[test]
@@ -174,6 +170,23 @@ fn what_is_there_already_is_not_made_again() {
     world.check_running("Apply(Pod)", "again");
     world.with(Part::Pod, running).check_running("", "reachable at 10.0.0.7");
     World::new(Profile::Wharf).anchored().whole().with(Part::Pod, |_| {}).check_running("", "await [Pod]: scheduling");
+}
+
+#[test]
+fn a_pod_does_not_keep_a_claim_of_an_earlier_life_from_going() {
+    let of_an_earlier_life = |object: &mut Value| object["metadata"]["ownerReferences"][0]["uid"] = json!("anchor-0");
+    let world = |end: fn(&mut Value)| {
+        World::new(Profile::Wharf).anchored().whole().with(Part::Pod, running).with(Part::Workspace, |object| {
+            of_an_earlier_life(object);
+            end(object);
+        })
+    };
+    let clearing = "await [Workspace, Pod]: clearing: an older pod of this sandbox is still ending";
+    let delete_pod = "Delete { part: Pod, uid: \"pod-1\" }";
+    let delete_both = format!("Delete {{ part: Workspace, uid: \"workspace-1\" }}, {delete_pod}");
+    world(|_| {}).check_running(&delete_both, clearing);
+    world(terminating).check_running(delete_pod, clearing);
+    world(terminating).with(Part::Pod, terminating).check_running("", clearing);
 }
 
 #[test]

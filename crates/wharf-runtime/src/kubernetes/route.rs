@@ -37,7 +37,7 @@ pub(super) fn service_host(names: &Names, namespace: &str) -> String {
 }
 
 /// A port-forward through the API server: a connection of its own for every stream, so that one that breaks takes no other
-/// along, and the next call makes a new one.
+/// along.
 #[derive(Clone)]
 struct PortForward {
     pods: Api<Pod>,
