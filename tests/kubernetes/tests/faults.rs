@@ -393,6 +393,22 @@ async fn what_goes_wrong_for_ever_is_told_and_what_was_made_is_taken_back() {
     .await;
 }
 
+/// An API server that has just started has not read the roles yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_a_server_that_has_just_come_back_pass() {
+    with_namespace("back", async |namespace| {
+        let (proxy, runtime) = stage(&namespace).await;
+        let pods = Match::new(Verb::Create, "pods");
+        proxy.add(Fault::once(pods.clone(), Action::CutBefore));
+        let message = "pods is forbidden: User \"u\" cannot create resource \"pods\"".to_owned();
+        let refused = Action::Status { code: 403, reason: "Forbidden", message, retry_after: None };
+        proxy.add(Fault { matches: pods, after: 0, times: Times::N(3), action: refused });
+        create(&runtime).await.unwrap();
+        is_well(&namespace, &runtime, Operation::Create).await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_is_kept_although_nobody_ever_hears_that_it_is() {
     with_namespace("kept", async |namespace| {

@@ -215,15 +215,12 @@ impl Cluster {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let (error, was_refused) = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
+            let (error, was_answered) = match tokio::time::timeout(CALL_PATIENCE, attempt()).await {
                 Ok(Ok(answer)) => {
                     self.health().note(false);
                     return Ok(answer);
                 }
-                Ok(Err(error)) => {
-                    let was_refused = matches!(&error, kube::Error::Api(status) if matches!(status.code, 401 | 403));
-                    (ApiError::of(what, &self.server, &error), was_refused)
-                }
+                Ok(Err(error)) => (ApiError::of(what, &self.server, &error), matches!(error, kube::Error::Api(_))),
                 Err(_) => (ApiError::silence(what, &self.server), false),
             };
             let (given_up, may_pass) = {
@@ -236,7 +233,8 @@ impl Cluster {
                 }
                 let back_lately = health.back_since.is_some_and(|since| since.elapsed() < REFUSAL_MAY_PASS);
                 let given_up = error.kind.is_unreachable() && first && started.elapsed() >= FIRST_PATIENCE;
-                (given_up, refusals_may_pass && was_refused && back_lately)
+                let refused = matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::Unauthorized);
+                (given_up, refusals_may_pass && was_answered && refused && back_lately)
             };
             let next =
                 error.retry_after.map_or(pause, |asked| asked.max(pause)).mul_f64(0.75 + 0.5 * random_fraction());
