@@ -110,7 +110,7 @@ impl Connections {
 
     async fn take(&self) -> Option<SendRequest<Body>> {
         loop {
-            let mut idle = self.idle().pop()?;
+            let mut idle = lock(&self.idle).pop()?;
             if idle.since.elapsed() < IDLE && matches!(timeout(READY_PATIENCE, idle.sender.ready()).await, Ok(Ok(()))) {
                 return Some(idle.sender);
             }
@@ -118,32 +118,24 @@ impl Connections {
     }
 
     fn keep(&self, sender: SendRequest<Body>) {
-        let mut idle = self.idle();
+        let mut idle = lock(&self.idle);
         if idle.len() >= MOST_IDLE {
             return;
         }
         idle.push(Idle { sender, since: Instant::now() });
-        if idle.len() > 1 {
-            return;
-        }
         let all = Arc::downgrade(&self.idle);
-        // Closes them, and ends when none is left.
+        // Closes it, if nobody has taken it until then.
         tokio::spawn(async move {
-            loop {
-                sleep(IDLE).await;
-                let Some(all) = all.upgrade() else { return };
-                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-                all.retain(|idle| idle.since.elapsed() < IDLE);
-                if all.is_empty() {
-                    return;
-                }
+            sleep(IDLE).await;
+            if let Some(all) = all.upgrade() {
+                lock(&all).retain(|idle| idle.since.elapsed() < IDLE);
             }
         });
     }
+}
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(idle: &Mutex<Vec<Idle>>) -> MutexGuard<'_, Vec<Idle>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Connections {

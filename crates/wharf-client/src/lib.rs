@@ -1,6 +1,6 @@
 //! Everything that is done to a ready sandbox, over any route.
 //!
-//! A [`Sandbox`] is a route and a key; a connection carries one call at a time, and is used again only within seconds.
+//! A [`Sandbox`] is a route and a key; a connection carries one call at a time, and only calls that follow at once use it again.
 //! This crate prints nothing, reads no environment, and does not know what kind of runtime a sandbox lives in.
 #![forbid(unsafe_code)]
 

@@ -11,6 +11,7 @@ use kube::{
     api::{ApiResource, DynamicObject, PostParams},
 };
 use tokio::time::{sleep, timeout};
+use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::kubernetes::{
     Cluster, KubernetesRuntime, Settings,
     install::manifests,
@@ -34,6 +35,14 @@ pub const INSTALLED: &[&str] = &["NetworkPolicy/wharf-closed", "ServiceAccount/w
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
+
+pub fn id() -> SandboxId {
+    "box".parse().unwrap()
+}
+
+pub fn spec() -> SandboxSpec {
+    SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() }
+}
 
 /// A `config.toml` for the images of `tests/cluster/images` on a machine of two processors, with these lines in `[wharf]`.
 pub fn config(namespace: &str, wharf: &str) -> String {

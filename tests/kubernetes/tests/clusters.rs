@@ -19,13 +19,9 @@ use tokio::{
 };
 use wharf_kubernetes_tests::{
     cluster::{Namespace, list_objects, settle, with_namespace},
-    sandbox::{IMAGE, RUNNING, config, settings},
+    sandbox::{self, RUNNING},
 };
-use wharf_protocol::{SandboxId, SandboxSpec};
-use wharf_runtime::{
-    Lifetime, Status,
-    kubernetes::{Cluster, KubernetesRuntime, Waiting},
-};
+use wharf_runtime::{Lifetime, Status, kubernetes::Waiting};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -86,12 +82,11 @@ async fn sandboxes_of_one_name_in_two_clusters_know_nothing_of_each_other() {
     with_namespace("clusters", async |namespace| {
         let second = Second::start(&namespace).await;
         let runtime = |config: &Config| {
-            let cluster = Cluster::of_config(config.clone(), Some(&namespace.name), true).unwrap();
-            KubernetesRuntime::new(cluster, settings(&config_of(&namespace)))
+            let text = sandbox::config(&namespace.name, "route = \"pod-address\"");
+            sandbox::runtime(&namespace, config.clone(), sandbox::settings(&text))
         };
         let (here, there) = (runtime(&namespace.config), runtime(&second.config));
-        let id: SandboxId = "box".parse().unwrap();
-        let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+        let (id, spec) = (sandbox::id(), sandbox::spec());
         let (told, mut hears) = watch::channel(String::new());
         let report = |waiting: &Waiting| drop(told.send_replace(waiting.to_string()));
         let both = async {
@@ -121,8 +116,4 @@ async fn sandboxes_of_one_name_in_two_clusters_know_nothing_of_each_other() {
         settle(&second.client, &namespace.name, RUNNING).await;
     })
     .await;
-}
-
-fn config_of(namespace: &Namespace) -> String {
-    config(&namespace.name, "route = \"pod-address\"")
 }

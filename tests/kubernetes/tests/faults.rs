@@ -26,16 +26,14 @@ use tokio::time::timeout;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Call, Fault, FaultProxy, Gate, Match, Target, Times, Verb},
-    sandbox::{IMAGE, RUNNING, SUSPENDED, config, runtime, settings},
+    sandbox::{IMAGE, RUNNING, SUSPENDED, config, id, runtime, settings, spec},
 };
-use wharf_protocol::{ExecRequest, SandboxId, SandboxSpec};
+use wharf_protocol::{ExecRequest, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
     kubernetes::{Found, KubernetesError, KubernetesRuntime, Settings},
 };
 
-/// The sandbox of every case; each has a namespace of its own while it lasts.
-const ID: &str = "box";
 /// Cases at the same time: the machine has two processors.
 const AT_ONCE: usize = 8;
 /// What goes wrong once holds nobody up for longer.
@@ -71,14 +69,6 @@ impl Operation {
             Self::Remove => &[],
         }
     }
-}
-
-fn id() -> SandboxId {
-    ID.parse().unwrap()
-}
-
-fn spec() -> SandboxSpec {
-    SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() }
 }
 
 async fn create(runtime: &KubernetesRuntime) -> Result<Found, KubernetesError> {

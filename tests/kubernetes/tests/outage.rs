@@ -23,9 +23,9 @@ use tokio::{
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
-    sandbox::{IMAGE, INSTALLED, RUNNING, SUSPENDED, config, install, runtime, settings},
+    sandbox::{INSTALLED, RUNNING, SUSPENDED, config, id, install, runtime, settings, spec},
 };
-use wharf_protocol::{SandboxId, SandboxSpec};
+use wharf_protocol::SandboxId;
 use wharf_runtime::{
     Lifetime,
     kubernetes::{KubernetesError, KubernetesRuntime, Waiting},
@@ -46,10 +46,9 @@ enum Operation {
 
 impl Operation {
     async fn carry_out(self, runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
-        let id: SandboxId = "box".parse().unwrap();
-        let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+        let id = id();
         match self {
-            Self::Create => runtime.create(&id, &spec, Lifetime::Kept, &|_| {}).await.map(drop),
+            Self::Create => runtime.create(&id, &spec(), Lifetime::Kept, &|_| {}).await.map(drop),
             Self::Suspend => runtime.suspend(&id, &|_| {}).await,
             Self::Resume => runtime.resume(&id, &|_| {}).await.map(drop),
             Self::Remove => runtime.remove(&id, &|_| {}).await.map(drop),
@@ -193,8 +192,8 @@ async fn a_node_that_is_not_ready_takes_no_sandbox_and_all_goes_on_once_it_is() 
     let _turn = TURN.lock().await;
     with_namespace("not-ready", async |namespace| {
         let (_proxy, runtime) = stage(&namespace).await;
-        let (first, second): (SandboxId, SandboxId) = ("box".parse().unwrap(), "second".parse().unwrap());
-        let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
+        let (first, second): (_, SandboxId) = (id(), "second".parse().unwrap());
+        let spec = spec();
         let found = runtime.create(&first, &spec, Lifetime::Kept, &|_| {}).await.unwrap();
         component("stop", "kubelet").await;
         let meanwhile = async {

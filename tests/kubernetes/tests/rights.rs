@@ -17,9 +17,9 @@ use tokio::time::timeout;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{FaultProxy, Match, Verb},
-    sandbox::{IMAGE, INSTALLED, config, install, runtime, settings},
+    sandbox::{INSTALLED, config, id, install, runtime, settings, spec},
 };
-use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
+use wharf_protocol::{ExecRequest, Frame};
 use wharf_runtime::{
     Lifetime,
     kubernetes::{KubernetesError, KubernetesRuntime, Settings, install::manifests, labels},
@@ -75,13 +75,8 @@ fn used(proxy: &FaultProxy) -> Rights {
 const POD: &str = "wharf-box";
 const HELD: &str = "wharf.test/held";
 
-fn id() -> SandboxId {
-    "box".parse().unwrap()
-}
-
 async fn create(runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
-    let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
-    runtime.create(&id(), &spec, Lifetime::Kept, &|_| {}).await.map(drop)
+    runtime.create(&id(), &spec(), Lifetime::Kept, &|_| {}).await.map(drop)
 }
 
 /// From its creation to its end, with all that a person looks at.

@@ -16,7 +16,7 @@ use kube::{
 use serde_json::{Value, json};
 use wharf_kubernetes_tests::{
     cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace},
-    sandbox::{self, IMAGE},
+    sandbox::{self, IMAGE, id},
 };
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
@@ -27,10 +27,6 @@ use wharf_runtime::{
 const POD: &str = "wharf-box";
 /// Until the cluster has done what it was asked to do.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn id() -> SandboxId {
-    "box".parse().unwrap()
-}
 
 fn settings(namespace: &str, more: &str) -> Settings {
     sandbox::settings(&sandbox::config(namespace, &format!("image = \"{IMAGE}\"\n{more}")))

@@ -22,7 +22,7 @@ use wharf_kubernetes_tests::{
     fault_proxy::FaultProxy,
     sandbox::{self, IMAGE},
 };
-use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
+use wharf_protocol::{ExecRequest, Frame, SandboxId};
 use wharf_runtime::{
     Lifetime,
     kubernetes::{KubernetesRuntime, Settings},
@@ -168,8 +168,7 @@ async fn first_byte(runtime: &KubernetesRuntime, round: usize, lifetime: Lifetim
 }
 
 async fn ask(runtime: &KubernetesRuntime, id: &SandboxId, lifetime: Lifetime) {
-    let spec = SandboxSpec { image: Some(IMAGE.to_owned()), ..SandboxSpec::default() };
-    let found = runtime.create(id, &spec, lifetime, &|_| {}).await.unwrap();
+    let found = runtime.create(id, &sandbox::spec(), lifetime, &|_| {}).await.unwrap();
     let sandbox = found.sandbox().unwrap();
     let request = ExecRequest { argv: ["echo", "hello"].map(str::to_owned).to_vec(), ..ExecRequest::default() };
     let mut output = sandbox.exec(&request).await.unwrap().attach(0);
