@@ -2,16 +2,17 @@
 //! sandbox's life to the API server, the pod itself, and callers that race.
 //!
 //! ```text
-//! recorded(): a life without faults ──▶ calls of create, get_ready, suspend, resume, remove
-//!                                        │ × what can go wrong
-//!                                        ▼
-//! live(): a life in which each operation meets one fault ──▶ did it succeed, and which objects are there?
+//! recorded(): lives without faults ──▶ calls of create, get_ready, suspend, resume, remove; connect, close, delete
+//!                                      │ × what can go wrong
+//!                                      ▼
+//! live(): lives in which each operation meets one fault ──▶ did it succeed, and which objects are there?
 //! ```
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
     fmt,
     panic::AssertUnwindSafe,
     sync::Mutex,
@@ -23,6 +24,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use serde_json::json;
 use tokio::time::timeout;
+use wharf_client::Sandbox;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Call, Fault, FaultProxy, Gate, Match, Target, Times, Verb},
@@ -31,7 +33,10 @@ use wharf_kubernetes_tests::{
 use wharf_protocol::{ExecRequest, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
-    kubernetes::{Found, KubernetesError, KubernetesRuntime, Settings},
+    kubernetes::{
+        Found, KubernetesError, KubernetesRuntime, Settings,
+        contract::{Connect, SessionError},
+    },
 };
 
 /// Cases at the same time: the machine has two processors.
@@ -46,10 +51,24 @@ enum Operation {
     Suspend,
     Resume,
     Remove,
+    // As the original's clients say it.
+    Connect,
+    Close,
+    Delete,
 }
 
 impl Operation {
-    const LIFE: [Self; 5] = [Self::Create, Self::GetReady, Self::Suspend, Self::Resume, Self::Remove];
+    /// One life after the other.
+    const LIVES: [Self; 8] = [
+        Self::Create,
+        Self::GetReady,
+        Self::Suspend,
+        Self::Resume,
+        Self::Remove,
+        Self::Connect,
+        Self::Close,
+        Self::Delete,
+    ];
 
     async fn carry_out(self, runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
         match self {
@@ -58,21 +77,44 @@ impl Operation {
             Self::Suspend => runtime.suspend(&id(), &|_| {}).await,
             Self::Resume => runtime.resume(&id(), &|_| {}).await.map(drop),
             Self::Remove => runtime.remove(&id(), &|_| {}).await.map(drop),
+            Self::Connect => connect(runtime).await,
+            Self::Close => runtime.close(&id(), false).await,
+            Self::Delete => runtime.delete(&id()).await,
+        }
+    }
+
+    /// What there is to be done before it, in an empty namespace.
+    fn needs(self) -> &'static [Self] {
+        match self {
+            Self::Create | Self::Connect => &[],
+            Self::GetReady | Self::Suspend | Self::Close => &[Self::Create],
+            Self::Resume | Self::Remove | Self::Delete => &[Self::Create, Self::Suspend],
         }
     }
 
     /// What is there after it.
     fn leaves(self) -> &'static [&'static str] {
         match self {
-            Self::Create | Self::GetReady | Self::Resume => RUNNING,
-            Self::Suspend => SUSPENDED,
-            Self::Remove => &[],
+            Self::Create | Self::GetReady | Self::Resume | Self::Connect => RUNNING,
+            Self::Suspend | Self::Close => SUSPENDED,
+            Self::Remove | Self::Delete => &[],
         }
     }
 }
 
 async fn create(runtime: &KubernetesRuntime) -> Result<Found, KubernetesError> {
     runtime.create(&id(), &spec(), Lifetime::Kept, &|_| {}).await
+}
+
+async fn connect(runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
+    let set_up = async |_: &Sandbox| Ok::<_, Infallible>(());
+    match runtime.connect(&id(), &Connect::default(), &|_| {}, &|_| {}, set_up).await {
+        Ok(_) => Ok(()),
+        Err(SessionError::NotFound { source, .. } | SessionError::Disconnected { source: Some(source), .. }) => {
+            Err(*source)
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Makes a runtime that reaches the API server through a proxy of its own.
@@ -82,7 +124,7 @@ async fn stage(namespace: &Namespace) -> (FaultProxy, KubernetesRuntime) {
 
 async fn stage_with(namespace: &Namespace, set: impl FnOnce(&mut Settings)) -> (FaultProxy, KubernetesRuntime) {
     let proxy = FaultProxy::start(namespace.config.clone()).await;
-    let mut settings = settings(&config(&namespace.name, "route = \"pod-address\""));
+    let mut settings = settings(&config(&namespace.name, &format!("image = \"{IMAGE}\"\nroute = \"pod-address\"")));
     set(&mut settings);
     let runtime = runtime(namespace, proxy.kube_config(&namespace.name), settings);
     (proxy, runtime)
@@ -151,7 +193,7 @@ async fn recorded() -> BTreeMap<Operation, Vec<Call>> {
     let mut all = BTreeMap::new();
     with_namespace("recorded", async |namespace| {
         let (proxy, runtime) = stage(&namespace).await;
-        for operation in Operation::LIFE {
+        for operation in Operation::LIVES {
             let before = proxy.calls().len();
             operation.carry_out(&runtime).await.unwrap();
             settle(&namespace.client, &namespace.name, operation.leaves()).await;
@@ -228,7 +270,7 @@ async fn settled(namespace: &Namespace, expected: &[&str]) -> Result<(), String>
 async fn live(namespace: &Namespace, life: Life) -> Vec<String> {
     let (proxy, runtime) = stage(namespace).await;
     let mut failures = Vec::new();
-    for operation in Operation::LIFE {
+    for operation in Operation::LIVES {
         let before = proxy.calls().len();
         proxy.clear();
         let wrong = life.get(&operation);
@@ -489,7 +531,7 @@ async fn twenty_creates_at_once_give_one_sandbox_and_one_key() {
 /// One operation begins when another has just made one of its calls; both end, and what they leave is whole.
 async fn race(namespace: &Namespace, first: Operation, second: Operation, call: &Wrong) -> Result<(), String> {
     let (_other_proxy, other) = stage_with(namespace, |settings| settings.start_timeout = PATIENCE).await;
-    for before in Operation::LIFE.into_iter().take_while(|before| *before != first) {
+    for before in first.needs() {
         before.carry_out(&other).await.map_err(|error| format!("before: {error}"))?;
     }
     let (proxy, runtime) = stage_with(namespace, |settings| settings.start_timeout = PATIENCE).await;
@@ -515,11 +557,18 @@ async fn race(namespace: &Namespace, first: Operation, second: Operation, call: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operations_that_race_leave_a_whole_sandbox_or_none() {
-    use Operation::{Create, Remove, Resume, Suspend};
+    use Operation::{Close, Connect, Create, Delete, Remove, Resume, Suspend};
     let calls = recorded().await;
     let mut cases = Vec::new();
-    for (first, second) in [(Create, Remove), (Create, Suspend), (Suspend, Resume), (Resume, Suspend), (Resume, Remove)]
-    {
+    for (first, second) in [
+        (Create, Remove),
+        (Create, Suspend),
+        (Suspend, Resume),
+        (Resume, Suspend),
+        (Resume, Remove),
+        (Connect, Close),
+        (Connect, Delete),
+    ] {
         let certain: Vec<Call> =
             calls[&first].iter().filter(|call| call.target.resource.as_deref() != Some("events")).cloned().collect();
         let held = every(&certain, |_| vec![("the other", Action::Delay(Duration::ZERO))]);

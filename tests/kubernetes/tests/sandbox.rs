@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::time::{Duration, Instant};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -14,6 +17,7 @@ use kube::{
     api::{DeleteParams, EvictParams, LogParams},
 };
 use serde_json::{Value, json};
+use wharf_client::Sandbox;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace},
     sandbox::{self, IMAGE, id},
@@ -21,7 +25,7 @@ use wharf_kubernetes_tests::{
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
-    kubernetes::{Access, Cluster, Found, KubernetesError, KubernetesRuntime, Refusal, Settings},
+    kubernetes::{Access, Cluster, Found, KubernetesError, KubernetesRuntime, Refusal, Settings, contract::Connect},
 };
 
 const POD: &str = "wharf-box";
@@ -266,6 +270,20 @@ async fn a_pod_that_is_ending_is_waited_out() {
         let resumed = resume(&runtime).await;
         assert_ne!(pod(&namespace).await.uid(), before);
         assert_eq!(inside(&resumed, "cat file").await, "kept\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_without_an_image_is_refused_before_anything_is_made() {
+    with_namespace("no-image", async |namespace| {
+        let set_up = async |_: &Sandbox| Ok::<_, Infallible>(());
+        let settings = sandbox::settings(&sandbox::config(&namespace.name, ""));
+        let runtime = sandbox::runtime(&namespace, namespace.config.clone(), settings);
+        let connected = runtime.connect(&id(), &Connect::default(), &|_| {}, &|_| {}, set_up).await;
+        let error = connected.err().unwrap().to_string();
+        assert!(error.contains("image") && error.contains("a sandbox in a cluster needs a container image"), "{error}");
+        settle(&namespace.client, &namespace.name, [""; 0]).await;
     })
     .await;
 }

@@ -4,12 +4,13 @@
 //! What differs on purpose stands in `tests/kubernetes/golden/differences.json`.
 
 use wharf_client::Sandbox;
-use wharf_protocol::{Environment, SandboxId};
+use wharf_protocol::{Environment, SandboxId, SandboxSpec};
 
 use super::{
     Before, KubernetesError, KubernetesRuntime, LOOK_PATIENCE, Profile, Request, Workspace, new_anchor, objects,
     operation::{Aim, Operation, Report},
     part::Part,
+    shaped,
 };
 
 /// What the original's plugin list holds if the editor in the browser is wanted.
@@ -105,34 +106,27 @@ impl KubernetesRuntime {
             plugins: self.plugins(options),
             deadline_seconds: None,
         };
+        // A pod that the original has left has no anchor yet.
+        let anchored = operation.observed().get(Part::Anchor).is_some();
+        let made_anew = !(options.attach_to_existing && anchored);
+        if made_anew {
+            shaped(&self.settings, &SandboxSpec::default()).map_err(&not_made)?;
+        }
         let objects = objects(id, &self.settings, &request);
         let before = Before::of(operation.observed());
         let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request, before);
-        // A pod that the original has left has no anchor yet.
-        let anchored = operation.observed().get(Part::Anchor).is_some();
-        let aim = match options.attach_to_existing && anchored {
-            true => Aim::Running { objects: None, anchor: None },
-            false => Aim::Running { objects: Some(&objects), anchor: Some(&anchor) },
+        let aim = match made_anew {
+            true => Aim::Running { objects: Some(&objects), anchor: Some(&anchor) },
+            false => Aim::Running { objects: None, anchor: None },
         };
-        let address = match operation.reach(&aim).await {
-            Ok(address) => address.unwrap_or_default(),
-            Err(error) => {
-                self.undo(id, &anchor, before, report).await;
-                return Err(not_made(error));
-            }
-        };
+        if let Err(error) = operation.reach(&aim).await {
+            self.undo(id, &anchor, before, report).await;
+            return Err(not_made(error));
+        }
         if !options.attach_to_existing {
             on_status(SessionStatus::Starting);
         }
-        let usable = async {
-            let sandbox = operation.bind(&aim, address).await?;
-            if operation.anchor()?.leased_until.is_some() {
-                operation.keep().await?;
-            }
-            Ok(sandbox)
-        };
-        let usable: Result<Sandbox, KubernetesError> = usable.await;
-        let sandbox = match usable {
+        let sandbox = match operation.settle(&aim).await {
             Ok(sandbox) => sandbox,
             Err(source) => {
                 self.undo(id, &anchor, before, report).await;

@@ -203,9 +203,9 @@ impl KubernetesRuntime {
             before = Before::of(operation.observed());
         }
         let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
+        let aim = Aim::Running { objects: Some(&objects), anchor: Some(&anchor) };
         if settings.profile == Profile::Wharf {
             // Whoever makes the anchor has the name, and whoever finds one looks at all the rest.
-            let aim = Aim::Running { objects: Some(&objects), anchor: Some(&anchor) };
             if let Err(error) = operation.make_anchor(&aim).await {
                 self.undo(id, &anchor, before, report).await;
                 return Err(error);
@@ -223,15 +223,22 @@ impl KubernetesRuntime {
             .is_some_and(|seen| !seen.terminating && ours(&seen.object["metadata"]))
             && operation
                 .anchor()
-                .is_ok_and(|there| there.id == *id && there.creation != anchor.creation && there.leased_until.is_none())
+                .is_ok_and(|there| there.id == *id && there.creation != anchor.creation && !there.is_half_made())
         {
             return Err(KubernetesError::Exists(id.clone()));
         }
-        let made = self.bring_up(&mut operation, &objects, &anchor, lifetime).await;
-        if made.is_err() {
-            self.undo(id, &anchor, before, report).await;
+        let made = match lifetime {
+            Lifetime::Kept => operation.settle(&aim).await,
+            // It is nobody else's to suspend.
+            Lifetime::OfThisProcess => operation.reach_usable(&aim).await,
+        };
+        match made {
+            Ok(sandbox) => self.found_usable(operation.observed(), sandbox),
+            Err(error) => {
+                self.undo(id, &anchor, before, report).await;
+                Err(error)
+            }
         }
-        made
     }
 
     /// Takes back what a call has made of a sandbox that does not start. The error of the start is the one to tell.
@@ -256,32 +263,6 @@ impl KubernetesRuntime {
         };
         // What is left where the API server does not answer is garbage once its lease is over.
         let _ = tokio::time::timeout(UNDO_PATIENCE, undone).await;
-    }
-
-    async fn bring_up(
-        &self,
-        operation: &mut Operation<'_>,
-        objects: &Objects,
-        anchor: &NewAnchor,
-        lifetime: Lifetime,
-    ) -> Result<Found, KubernetesError> {
-        let aim = Aim::Running { objects: Some(objects), anchor: Some(anchor) };
-        loop {
-            let sandbox = operation.reach_usable(&aim).await?;
-            let kept = operation.anchor()?.leased_until.is_none() || lifetime == Lifetime::OfThisProcess;
-            if !kept && let Err(error) = operation.keep().await {
-                // Only the answer may be lost.
-                operation.observe([Part::Anchor]).await?;
-                if operation.anchor()?.leased_until.is_some() {
-                    return Err(error);
-                }
-            }
-            // Whoever suspended or removed it meanwhile may have looked before there was a pod.
-            if operation.is_to_run() {
-                return self.found_usable(operation.observed(), sandbox);
-            }
-            operation.observe(operation.all_parts()).await?;
-        }
     }
 
     /// One that has answered over this way to it, which the next call can use at once.
@@ -426,19 +407,9 @@ impl KubernetesRuntime {
         let limit = self.settings.start_timeout;
         let mut operation = Operation::new(&self.cluster, &self.settings, id, limit, report);
         let aim = Aim::Running { objects: None, anchor: None };
-        loop {
-            operation.observe(operation.all_parts()).await?;
-            let sandbox = operation.reach_usable(&aim).await?;
-            if operation.anchor()?.is_half_made() {
-                operation.keep().await?;
-            } else {
-                operation.observe([Part::Anchor]).await?;
-            }
-            // Whoever suspended it meanwhile may have looked before there was a pod.
-            if operation.is_to_run() {
-                return self.found_usable(operation.observed(), sandbox);
-            }
-        }
+        operation.observe(operation.all_parts()).await?;
+        let sandbox = operation.settle(&aim).await?;
+        self.found_usable(operation.observed(), sandbox)
     }
 
     /// Removes a sandbox and all that belongs to it; `false` if there was nothing.

@@ -418,8 +418,21 @@ impl<'a> Operation<'a> {
         self.bind(aim, address).await
     }
 
+    /// Goes on until the sandbox is usable, stays though whoever made it goes, and is still to run: whoever suspended or
+    /// removed it meanwhile may have looked before there was a pod.
+    pub(super) async fn settle(&mut self, aim: &Aim<'_>) -> Result<Sandbox, KubernetesError> {
+        loop {
+            let sandbox = self.reach_usable(aim).await?;
+            self.keep().await?;
+            if self.is_to_run() {
+                return Ok(sandbox);
+            }
+            self.observe(self.all_parts()).await?;
+        }
+    }
+
     /// Asks sandboxd at `address` and gives it its identity if it has none; gives the way to it once it is usable.
-    pub(super) async fn bind(&mut self, aim: &Aim<'_>, mut address: String) -> Result<Sandbox, KubernetesError> {
+    async fn bind(&mut self, aim: &Aim<'_>, mut address: String) -> Result<Sandbox, KubernetesError> {
         self.tell(Waiting::at(Stage::Binding));
         loop {
             let anchor = self.anchor()?;
@@ -454,9 +467,15 @@ impl<'a> Operation<'a> {
         }
     }
 
-    /// The sandbox stays, though whoever made it goes.
-    pub(super) async fn keep(&mut self) -> Result<(), KubernetesError> {
-        self.lease(None).await
+    /// Takes the lease off that the sandbox was made under, and sees its anchor as it is now.
+    async fn keep(&mut self) -> Result<(), KubernetesError> {
+        if !self.anchor()?.is_half_made() {
+            return self.observe([Part::Anchor]).await;
+        }
+        let Err(error) = self.lease(None).await else { return Ok(()) };
+        // Only the answer may be lost.
+        self.observe([Part::Anchor]).await?;
+        if self.anchor()?.is_half_made() { Err(error) } else { Ok(()) }
     }
 
     /// Says until when the sandbox is needed.
