@@ -315,7 +315,9 @@ pub(crate) struct Attach {
 
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
+    /// SANDBOX:PATH, a local path, or `-` for a tar stream; a relative PATH begins in the sandbox's working directory.
     pub(crate) source: String,
+    /// Likewise; into a directory that exists the source goes under its own name.
     pub(crate) target: String,
 }
 

@@ -34,15 +34,25 @@ pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> 
 async fn carry(runtime: &Runtime, arguments: Cp, progress: &Progress) -> anyhow::Result<()> {
     match (parse::place(&arguments.source), parse::place(&arguments.target)) {
         (Place::Sandbox { name, path }, target) => {
-            let sandbox = ready(runtime, &name.parse()?).await?.client()?;
+            let (sandbox, path) = find(runtime, &name, &path).await?;
             copy_out(&sandbox, &path, target, progress).await
         }
         (source, Place::Sandbox { name, path }) => {
-            let sandbox = ready(runtime, &name.parse()?).await?.client()?;
+            let (sandbox, path) = find(runtime, &name, &path).await?;
             copy_in(&sandbox, source, &path, progress).await
         }
         _ => bail!("one side must be in a sandbox: SANDBOX:PATH"),
     }
+}
+
+/// The sandbox, and the path as a command that runs in it would take it.
+async fn find(runtime: &Runtime, name: &str, path: &str) -> anyhow::Result<(Sandbox, String)> {
+    let sandbox = ready(runtime, &name.parse()?).await?.client()?;
+    if path.starts_with('/') {
+        return Ok((sandbox, path.to_owned()));
+    }
+    let working_dir = sandbox.info().await?.working_dir;
+    Ok((sandbox, format!("{}/{path}", working_dir.trim_end_matches('/'))))
 }
 
 async fn copy_out(sandbox: &Sandbox, path: &str, target: Place, progress: &Progress) -> anyhow::Result<()> {

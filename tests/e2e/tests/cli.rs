@@ -141,6 +141,12 @@ fn files_and_directories_are_copied_both_ways() {
     assert_eq!(std::fs::read_to_string(here.path().join("back/sub/file")).unwrap(), "content");
     wharf.check(&["cp", "box:/workspace/dir/sub/file", &at("single")], 0, "");
     assert_eq!(std::fs::read_to_string(here.path().join("single")).unwrap(), "content");
+    // As a command run there would find it.
+    wharf.check(&["cp", "box:dir/sub/file", &at("relative")], 0, "");
+    assert_eq!(std::fs::read_to_string(here.path().join("relative")).unwrap(), "content");
+    wharf.check(&["cp", &at("relative"), "box:dir/./sub"], 0, "");
+    wharf.check(&["cp", &at("single"), "box:"], 0, "");
+    wharf.check(&["exec", "box", "--", "cat", "dir/sub/relative", "single"], 0, "contentcontent");
     assert_eq!(wharf.run(&["cp", "box:/nonexistent", &at("none")]).status.code(), Some(125));
 }
 

@@ -2,16 +2,15 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::process::Stdio;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::process::Command;
-use wharf_kubernetes_tests::cluster::{Namespace, RESTRICTED, with_labelled_namespace};
-use wharf_protocol::SandboxSpec;
-use wharf_runtime::{
-    Lifetime,
-    kubernetes::{Cluster, Found, KubernetesRuntime, Settings, settings::Sources},
+use wharf_kubernetes_tests::{
+    cluster::{Namespace, RESTRICTED, with_labelled_namespace},
+    sandbox,
 };
+use wharf_runtime::{Lifetime, kubernetes::Found};
 
 /// There is no user of that number in the image: commands run as the number itself.
 const RUN_AS_USER: &str = "1000";
@@ -19,21 +18,9 @@ const CLAIMS: usize = 8;
 
 /// Under the profile `wharf` with its defaults, in a namespace that takes nothing else.
 async fn make_sandbox(namespace: &Namespace) -> Found {
-    let toml = format!(
-        "[kubernetes]\nnamespace = \"{}\"\npvc_storage_size = \"64Mi\"\nresource_cpu_request = \"50m\"\n\
-         resource_memory_request = \"64Mi\"\nresource_memory_limit = \"512Mi\"\n\
-         [wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\nimage_pull_policy = \"Never\"\n",
-        namespace.name
-    );
-    let environment = BTreeMap::new();
-    let sources =
-        Sources { toml: Some(&toml), environment: &environment, overrides: Default::default(), process_uid: 0 };
-    let settings = Settings::load(&sources).unwrap().settings;
-    // Inside the cluster pods are asked at their own addresses.
-    let cluster = Cluster::of_config(namespace.config.clone(), None, true).unwrap();
-    let spec = SandboxSpec { image: Some("localhost/wharf/debian:test".to_owned()), ..SandboxSpec::default() };
-    let id = "openhands-client".parse().unwrap();
-    KubernetesRuntime::new(cluster, settings).create(&id, &spec, Lifetime::Kept, &|_| {}).await.unwrap()
+    let settings = sandbox::settings(&sandbox::config(&namespace.name, ""));
+    let runtime = sandbox::runtime(namespace, namespace.config.clone(), settings);
+    runtime.create(&sandbox::id(), &sandbox::spec(), Lifetime::Kept, &|_| {}).await.unwrap()
 }
 
 #[tokio::test]
