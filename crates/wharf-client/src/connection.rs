@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Body, CALL_PATIENCE, ClientError, Route, refusal};
+use crate::{Body, CALL_PATIENCE, ClientError, Route, refusal, route::Carries};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Calls that follow one another share a connection. A server may close one that nobody uses after a second, and a request
@@ -60,11 +60,16 @@ impl Connections {
     }
 
     /// Sends a request once; an answer that is no success, or does not come within `patience`, is an error.
-    pub(crate) async fn send(&self, request: Request<Body>, patience: Duration) -> Result<Answer, ClientError> {
+    pub(crate) async fn send(
+        &self,
+        request: Request<Body>,
+        carries: Carries,
+        patience: Duration,
+    ) -> Result<Answer, ClientError> {
         let (response, sender) = if patience == Duration::MAX {
-            self.exchange(request).await?
+            self.exchange(request, carries).await?
         } else {
-            let exchange = timeout(patience, self.exchange(request)).await;
+            let exchange = timeout(patience, self.exchange(request, carries)).await;
             exchange.map_err(|_| ClientError::TimedOut { after: patience })??
         };
         let status = response.status();
@@ -78,13 +83,17 @@ impl Connections {
     async fn exchange(
         &self,
         mut request: Request<Body>,
+        carries: Carries,
     ) -> Result<(Response<Incoming>, SendRequest<Body>), ClientError> {
         loop {
-            let kept = self.take().await;
+            let kept = match carries {
+                Carries::Frames if !self.route.may_change() => None,
+                Carries::Frames | Carries::Calls => self.take().await,
+            };
             let was_kept = kept.is_some();
             let mut sender = match kept {
                 Some(sender) => sender,
-                None => self.open().await?,
+                None => self.open(carries).await?,
             };
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, sender)),
@@ -97,8 +106,8 @@ impl Connections {
         }
     }
 
-    async fn open(&self) -> Result<SendRequest<Body>, ClientError> {
-        let stream = timeout(CONNECT_PATIENCE, self.route.connect())
+    async fn open(&self, carries: Carries) -> Result<SendRequest<Body>, ClientError> {
+        let stream = timeout(CONNECT_PATIENCE, self.route.connect(carries))
             .await
             .map_err(|_| ClientError::TimedOut { after: CONNECT_PATIENCE })?
             .map_err(|source| ClientError::Connect { route: self.route.to_string(), source })?;

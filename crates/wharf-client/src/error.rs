@@ -28,6 +28,8 @@ pub enum ClientError {
     },
     #[error("the sandbox did not answer within {} s", after.as_secs())]
     TimedOut { after: Duration },
+    #[error("the sandbox has sent nothing for {} s", after.as_secs())]
+    Stalled { after: Duration },
     #[error("{0}")]
     Refused(Box<Problem>),
     #[error("the sandbox gave no proper answer: {reason}")]
@@ -46,7 +48,7 @@ impl ClientError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Connect { .. } | Self::Connection { .. } => ErrorKind::Unreachable,
-            Self::TimedOut { .. } => ErrorKind::TimedOut,
+            Self::TimedOut { .. } | Self::Stalled { .. } => ErrorKind::TimedOut,
             Self::Refused(problem) => ErrorKind::Refused(problem.kind),
             Self::Answer { .. } => ErrorKind::BadAnswer,
             Self::Request { .. } | Self::Local(_) => ErrorKind::BadRequest,

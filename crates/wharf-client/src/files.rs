@@ -5,11 +5,17 @@ use http::Method;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Frame as BodyFrame;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_util::io::ReaderStream;
 use wharf_protocol::{DirectoryListing, FileStat, UploadResult};
 
 use crate::{CALL_PATIENCE, ClientError, Sandbox, empty};
+
+/// How long nothing of a download may come.
+const STALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The files of a sandbox. Content goes through in pieces, never whole through memory.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +50,7 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; a connection that breaks in the middle is one too.
+    /// [`ClientError`]; a connection that breaks in the middle is one too, and one over which nothing comes for 60 seconds.
     pub async fn read(&self, path: &str, out: impl AsyncWrite + Unpin) -> Result<u64, ClientError> {
         self.download(&format!("/v1/files/content?path={}", encoded(path)), out).await
     }
@@ -90,7 +96,10 @@ impl<'a> Files<'a> {
         let answer = self.sandbox.send(Method::GET, path, None, empty(), CALL_PATIENCE).await?;
         let mut body = BodyStream::new(answer.into_body());
         let mut bytes = 0;
-        while let Some(frame) = body.try_next().await.map_err(ClientError::connection)? {
+        loop {
+            let frame = timeout(STALL_PATIENCE, body.try_next()).await;
+            let frame = frame.map_err(|_| ClientError::Stalled { after: STALL_PATIENCE })?;
+            let Some(frame) = frame.map_err(ClientError::connection)? else { break };
             if let Ok(data) = frame.into_data() {
                 bytes += data.len() as u64;
                 out.write_all(&data).await.map_err(ClientError::Local)?;
@@ -104,6 +113,7 @@ impl<'a> Files<'a> {
         let frames = ReaderStream::with_capacity(input, 256 << 10).map_ok(BodyFrame::data);
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
         let media_type = Some("application/octet-stream");
+        // The input and the sandbox's disk take as long as they like; TCP's own limits end the wait for a node that is gone.
         self.sandbox.send(Method::PUT, path, media_type, body, Duration::MAX).await?.parse().await
     }
 }

@@ -10,6 +10,7 @@ mod files;
 mod handle;
 mod output;
 mod route;
+mod silence;
 
 use std::time::Duration;
 
@@ -21,7 +22,10 @@ use wharf_protocol::{
     BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
 
-use self::connection::{Answer, Connections};
+use self::{
+    connection::{Answer, Connections},
+    route::Carries,
+};
 pub use self::{
     error::{ClientError, ErrorKind},
     files::Files,
@@ -180,7 +184,7 @@ impl Sandbox {
             request = request.header(header::CONTENT_TYPE, media_type);
         }
         let request = request.body(body).map_err(|error| ClientError::Request { reason: error.to_string() })?;
-        self.connections.send(request, patience).await
+        self.connections.send(request, Carries::Calls, patience).await
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> request::Builder {

@@ -1,6 +1,9 @@
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
 use http::{Method, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -8,16 +11,18 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        self, Message,
         handshake::{client::generate_key, derive_accept_key},
         protocol::{Role, WebSocketConfig},
     },
 };
 use wharf_protocol::Frame;
 
-use crate::{CALL_PATIENCE, ClientError, Sandbox, empty};
+use crate::{CALL_PATIENCE, ClientError, Sandbox, empty, route::Carries, silence::Watched};
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<Watched<TokioIo<Upgraded>>>;
+/// In halves, so that output comes while a process does not take its input.
+type Halves = (SplitSink<Socket, Message>, SplitStream<Socket>);
 
 /// Frames of a caller that wait to be sent; a caller that is faster waits.
 const PENDING_INPUT: usize = 16;
@@ -29,14 +34,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What an exec or a session prints, frame by frame.
 ///
 /// A lost connection is made again by itself and goes on at the same offset: nothing comes twice, and what is no longer
-/// kept is told as a gap. Input that was on its way then may be lost.
+/// kept is told as a gap. Input that was on its way then may be lost. A connection over which neither output nor one of
+/// sandboxd's pings has come for 45 seconds is lost.
 #[derive(Debug)]
 pub struct Output {
     sandbox: Sandbox,
     path: String,
     offset: u64,
     redraw: bool,
-    socket: Option<Socket>,
+    socket: Option<Halves>,
     input: mpsc::Receiver<Frame>,
     sender: mpsc::Sender<Frame>,
     ended: bool,
@@ -71,17 +77,17 @@ impl Output {
     ///
     /// # Cancel safety
     ///
-    /// Safe for output; an input frame that was being sent may be lost.
+    /// Safe: the next call goes on.
     pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
         let mut tries = 0;
         loop {
             if self.ended {
                 return Ok(None);
             }
-            let socket = match &mut self.socket {
-                Some(socket) => socket,
+            let (sink, source) = match &mut self.socket {
+                Some(halves) => halves,
                 None => match self.open().await {
-                    Ok(socket) => self.socket.insert(socket),
+                    Ok(socket) => self.socket.insert(socket.split()),
                     Err(error) if error.is_retryable() && tries < TRIES && tries > 0 => {
                         tries += 1;
                         tokio::time::sleep(PAUSE * tries).await;
@@ -90,16 +96,10 @@ impl Output {
                     Err(error) => return Err(error),
                 },
             };
+            // Not `biased`: neither a flood of input nor one of output may hold up the other.
             let event = tokio::select! {
-                biased;
-                Some(frame) = self.input.recv() => {
-                    if socket.send(Message::Binary(frame.encode())).await.is_err() {
-                        self.socket = None;
-                        tries += 1;
-                    }
-                    continue;
-                }
-                message = socket.next() => message,
+                error = pass_on(&mut self.input, sink) => Some(Err(error)),
+                message = source.next() => message,
             };
             match event {
                 Some(Ok(Message::Binary(data))) => {
@@ -149,12 +149,29 @@ impl Output {
             .header(header::SEC_WEBSOCKET_KEY, &key)
             .body(empty())
             .map_err(|error| ClientError::Request { reason: error.to_string() })?;
-        let answer = self.sandbox.connections.send(request, CALL_PATIENCE).await?;
+        let answer = self.sandbox.connections.send(request, Carries::Frames, CALL_PATIENCE).await?;
         if answer.header(header::SEC_WEBSOCKET_ACCEPT) != Some(&derive_accept_key(key.as_bytes())) {
             return Err(ClientError::Answer { reason: "it does not accept a WebSocket".to_owned() });
         }
-        let stream = TokioIo::new(answer.upgrade().await?);
+        let stream = Watched::new(TokioIo::new(answer.upgrade().await?));
         let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+    }
+}
+
+/// Sends input until that fails.
+///
+/// # Cancel safety
+///
+/// Safe: a frame is taken when there is room for it, and the next call sends what was not sent.
+async fn pass_on(input: &mut mpsc::Receiver<Frame>, sink: &mut SplitSink<Socket, Message>) -> tungstenite::Error {
+    loop {
+        if let Err(error) = sink.flush().await {
+            return error;
+        }
+        let Some(frame) = input.recv().await else { return pending().await };
+        if let Err(error) = sink.start_send_unpin(Message::Binary(frame.encode())) {
+            return error;
+        }
     }
 }

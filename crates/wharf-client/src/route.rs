@@ -1,9 +1,16 @@
-use std::{fmt, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::{TcpStream, ToSocketAddrs, UnixStream},
 };
+
+/// A quiet peer is asked whether it is there after `KEEPALIVE_IDLE`; after as many unanswered questions it is gone.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+const USER_TIMEOUT_MS: u32 = 45_000;
 
 /// How a client's bytes reach sandboxd.
 #[derive(Debug, Clone)]
@@ -31,17 +38,48 @@ pub trait Connection: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send> Connection for S {}
 
+/// What a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// Calls, which sandboxd reads at once.
+    Calls,
+    /// Frames of a process, which may leave its input unread for as long as it likes.
+    Frames,
+}
+
 impl Route {
-    pub(crate) async fn connect(&self) -> io::Result<RouteStream> {
-        let stream = match self {
-            Self::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-            Self::Through(way) => return way.dial().await,
-            Self::Tcp(address) => TcpStream::connect(address).await?,
-            Self::Host(name, port) => TcpStream::connect((name.as_str(), *port)).await?,
-        };
-        stream.set_nodelay(true)?;
-        Ok(Box::new(stream))
+    pub(crate) async fn connect(&self, carries: Carries) -> io::Result<RouteStream> {
+        Ok(match self {
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Self::Through(way) => way.dial().await?,
+            Self::Tcp(address) => Box::new(connect_tcp(address, carries).await?),
+            Self::Host(name, port) => Box::new(connect_tcp((name.as_str(), *port), carries).await?),
+        })
     }
+
+    /// Whether a connection that has carried calls may carry frames after them.
+    pub(crate) fn may_change(&self) -> bool {
+        match self {
+            Self::Unix(_) | Self::Through(_) => true,
+            Self::Tcp(_) | Self::Host(..) => false,
+        }
+    }
+}
+
+async fn connect_tcp(address: impl ToSocketAddrs, carries: Carries) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    // A node without power sends no end.
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
+    match carries {
+        Carries::Calls => sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT_MS)?,
+        // Linux ends a connection by it also where a living peer only does not read; the silence of frames is watched instead.
+        Carries::Frames => {}
+    }
+    Ok(stream)
 }
 
 impl fmt::Display for Route {
@@ -51,6 +89,26 @@ impl fmt::Display for Route {
             Self::Tcp(address) => address.fmt(f),
             Self::Host(name, port) => write!(f, "{name}:{port}"),
             Self::Through(way) => way.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tcp_notices_a_peer_without_power_and_bears_one_that_does_not_read_frames() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (carries, user_timeout) in [(Carries::Calls, 45_000), (Carries::Frames, 0)] {
+            let stream = connect_tcp(listener.local_addr().unwrap(), carries).await.unwrap();
+            assert!(sockopt::socket_keepalive(&stream).unwrap());
+            assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), Duration::from_secs(15));
+            assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), Duration::from_secs(10));
+            assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), 3);
+            assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), user_timeout, "{carries:?}");
         }
     }
 }

@@ -1,0 +1,263 @@
+//! What the client does when nothing comes any more, as from a node without power: no end, no reset, no answer.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::TcpListener,
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Bytes, Message,
+        handshake::server::{Request, Response},
+    },
+};
+use tokio_util::sync::CancellationToken;
+use wharf_client::{Dial, ErrorKind, Output, Route, RouteStream, Sandbox};
+use wharf_protocol::{ByteOffset, ExecRequest, Frame, Limits, Secret, SessionRequest, Stream};
+use wharf_sandboxd::{
+    core::{Core, Identity},
+    http::native,
+    process::users::current_user,
+};
+
+const KEY: &str = "the-key-of-a-test";
+/// Longer than anything here waits.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Gives the far end of every connection to the test.
+#[derive(Debug)]
+struct Lines(mpsc::UnboundedSender<DuplexStream>);
+
+impl fmt::Display for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a test")
+    }
+}
+
+impl Dial for Lines {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<RouteStream>> + Send + '_>> {
+        let (near, far) = duplex(4 << 10);
+        self.0.send(far).unwrap();
+        Box::pin(async { Ok(Box::new(near) as RouteStream) })
+    }
+}
+
+fn sandbox() -> (Sandbox, mpsc::UnboundedReceiver<DuplexStream>) {
+    let (sender, lines) = mpsc::unbounded_channel();
+    (Sandbox::new(Route::Through(Arc::new(Lines(sender))), Secret::new(KEY)), lines)
+}
+
+fn attached() -> (Output, mpsc::UnboundedReceiver<DuplexStream>) {
+    let (sandbox, lines) = sandbox();
+    (sandbox.find_exec("e".parse().unwrap()).attach(0), lines)
+}
+
+/// Takes a connection for output; says which output was asked for.
+async fn accept(line: DuplexStream) -> (WebSocketStream<DuplexStream>, String) {
+    let mut asked = String::new();
+    #[allow(clippy::result_large_err, reason = "tungstenite's own")]
+    let note = |request: &Request, response: Response| {
+        asked = request.uri().query().unwrap_or_default().to_owned();
+        Ok(response)
+    };
+    let socket = tokio_tungstenite::accept_hdr_async(line, note).await.unwrap();
+    (socket, asked)
+}
+
+fn output(offset: u64, text: &str) -> Frame {
+    Frame::Output { offset: ByteOffset(offset), stream: Stream::Stdout, data: text.to_owned().into() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_silent_for_45_seconds_is_opened_again_at_its_offset() {
+    let (mut stream, mut lines) = attached();
+    let server = async {
+        let (mut first, _) = accept(lines.recv().await.unwrap()).await;
+        first.send(Message::Binary(output(0, "one").encode())).await.unwrap();
+        let silent_since = Instant::now();
+        let (mut second, asked) = accept(lines.recv().await.unwrap()).await;
+        assert_eq!((silent_since.elapsed().as_secs(), asked.as_str()), (45, "offset=3&follow=true"));
+        second.send(Message::Binary(output(3, "two").encode())).await.unwrap();
+        (first, second)
+    };
+    let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
+    let (frames, _) = timeout(LONG, async { tokio::join!(reading, server) }).await.unwrap();
+    assert_eq!(frames, [Some(output(0, "one")), Some(output(3, "two"))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_or_a_part_of_a_frame_every_40_seconds_keeps_a_stream() {
+    let (mut stream, mut lines) = attached();
+    let server = async {
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        for _ in 0..5 {
+            sleep(Duration::from_secs(40)).await;
+            socket.send(Message::Ping(Bytes::new())).await.unwrap();
+        }
+        let data = output(0, "slow").encode();
+        // The head of a short binary message: RFC 6455, section 5.2.
+        let message = [&[0x82, u8::try_from(data.len()).unwrap()], &*data].concat();
+        for byte in message {
+            sleep(Duration::from_secs(40)).await;
+            socket.get_mut().write_all(&[byte]).await.unwrap();
+        }
+        socket
+    };
+    let (frame, _) = timeout(LONG, async { tokio::join!(stream.next(), server) }).await.unwrap();
+    assert_eq!(frame.unwrap(), Some(output(0, "slow")));
+    assert!(lines.try_recv().is_err(), "there was one connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_late_finds_the_stream_as_it_was() {
+    let (mut stream, mut lines) = attached();
+    let server = async {
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        socket.send(Message::Binary(output(0, "one").encode())).await.unwrap();
+        socket
+    };
+    let (_, mut socket) = tokio::join!(stream.next(), server);
+    sleep(LONG).await;
+    let later = async {
+        sleep(Duration::from_secs(1)).await;
+        socket.send(Message::Binary(output(3, "two").encode())).await.unwrap();
+    };
+    let (frame, ()) = tokio::join!(stream.next(), later);
+    assert_eq!(frame.unwrap(), Some(output(3, "two")));
+    assert!(lines.try_recv().is_err(), "there was one connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_is_noticed_and_a_talking_one_is_read_while_its_input_is_stuck() {
+    let (mut stream, mut lines) = attached();
+    let input = stream.input();
+    // More than fits into the connection, of which the server reads nothing.
+    input.send(Frame::Input { data: vec![0; 64 << 10].into() }).await;
+    let server = async {
+        let (mut first, _) = accept(lines.recv().await.unwrap()).await;
+        sleep(Duration::from_secs(1)).await;
+        first.send(Message::Binary(output(0, "one").encode())).await.unwrap();
+        let (mut second, _) = accept(lines.recv().await.unwrap()).await;
+        second.send(Message::Binary(output(3, "two").encode())).await.unwrap();
+        (first, second)
+    };
+    let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
+    let (frames, _) = timeout(LONG, async { tokio::join!(reading, server) }).await.unwrap();
+    assert_eq!(frames, [Some(output(0, "one")), Some(output(3, "two"))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_arrives_whole_and_in_order_while_output_interrupts_its_sending() {
+    let (mut stream, mut lines) = attached();
+    let input = stream.input();
+    let typing = async {
+        for number in 0..100_u8 {
+            input.send(Frame::Input { data: vec![number; 1 << 10].into() }).await;
+        }
+    };
+    let server = async {
+        let (socket, _) = accept(lines.recv().await.unwrap()).await;
+        let (mut sink, mut source) = socket.split();
+        for number in 0..100_u8 {
+            sink.send(Message::Binary(output(u64::from(number), "x").encode())).await.unwrap();
+            let message = source.next().await.unwrap().unwrap();
+            let frame = Frame::decode(message.into_data()).unwrap();
+            assert_eq!(frame, Frame::Input { data: vec![number; 1 << 10].into() });
+        }
+        sink.send(Message::Binary(Frame::Exit { code: Some(0), signal: None }.encode())).await.unwrap();
+    };
+    let reading = async { while stream.next().await.unwrap().is_some() {} };
+    timeout(LONG, async { tokio::join!(typing, server, reading) }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_of_which_nothing_comes_for_a_minute_times_out() {
+    let (sandbox, mut lines) = sandbox();
+    let server = async {
+        let mut line = lines.recv().await.unwrap();
+        let _ = line.read(&mut [0; 1024]).await.unwrap();
+        line.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
+        for _ in 0..3 {
+            sleep(Duration::from_secs(50)).await;
+            line.write_all(b"part").await.unwrap();
+        }
+        line
+    };
+    let mut got = Vec::new();
+    let files = sandbox.files();
+    let started = Instant::now();
+    let (read, _line) =
+        timeout(LONG, async { tokio::join!(files.read("/file", &mut got), server) }).await.expect("it ends");
+    let error = read.unwrap_err();
+    assert_eq!((error.kind(), started.elapsed().as_secs()), (ErrorKind::TimedOut, 3 * 50 + 60));
+    assert_eq!(error.to_string(), "the sandbox has sent nothing for 60 s");
+    assert_eq!(got, b"partpartpart");
+}
+
+#[tokio::test]
+async fn over_tcp_frames_get_a_connection_of_their_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sandbox = Sandbox::new(Route::Tcp(listener.local_addr().unwrap()), Secret::new(KEY));
+    let server = async {
+        let (mut line, _) = listener.accept().await.unwrap();
+        let _ = line.read(&mut [0; 1024]).await.unwrap();
+        line.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        line
+    };
+    let (alive, mut kept) = tokio::join!(sandbox.alive(), server);
+    alive.unwrap();
+    let mut stream = sandbox.find_exec("e".parse().unwrap()).attach(0);
+    tokio::select! {
+        accepted = listener.accept() => drop(accepted.unwrap()),
+        read = kept.read_u8() => panic!("the kept connection was used: {read:?}"),
+        ended = stream.next() => panic!("{ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn sandboxd_keeps_the_stream_of_a_long_silent_command_and_of_an_idle_session() {
+    let home = tempfile::tempdir().unwrap();
+    let core = Arc::new(Core::new(None, CancellationToken::new()));
+    let identity = Identity {
+        keys: vec![Secret::new(KEY)],
+        environment: [("PATH".to_owned(), std::env::var("PATH").unwrap())].into(),
+        user: current_user(),
+        working_dir: home.path().to_owned(),
+        limits: Limits::default(),
+    };
+    core.bind(identity, None).unwrap();
+    let (sandbox, mut lines) = sandbox();
+    let (router, opened) = (native::router(core.clone()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let count = opened.clone();
+    tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let service = TowerToHyperService::new(router.clone());
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(line), service);
+            tokio::spawn(connection.with_upgrades());
+        }
+    });
+    let argv = ["sleep", "3600"].map(str::to_owned).to_vec();
+    let exec = sandbox.exec(&ExecRequest { argv, ..ExecRequest::default() }).await.unwrap();
+    let session = sandbox.session(&SessionRequest::default()).await.unwrap();
+    tokio::time::pause();
+    for mut stream in [exec.attach(0), session.attach(Some(0)), session.attach(None)] {
+        let before = opened.load(std::sync::atomic::Ordering::Relaxed);
+        let reading = timeout(LONG, async {
+            // A session prints its prompt.
+            while matches!(stream.next().await.unwrap(), Some(Frame::Output { .. })) {}
+        });
+        reading.await.unwrap_err();
+        assert!(opened.load(std::sync::atomic::Ordering::Relaxed) <= before + 1, "there was one connection");
+    }
+    tokio::time::resume();
+    exec.remove().await.unwrap();
+    session.remove().await.unwrap();
+}
