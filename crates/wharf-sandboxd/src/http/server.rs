@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{
@@ -19,18 +20,21 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener},
 };
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{core::Core, options::Listen};
 
 /// Bytes of a request line and all headers together.
 const HEADER_BYTES: usize = 64 << 10;
 const HEADERS: usize = 128;
+/// Connections that wait to be accepted, where we make the socket ourselves: as many as elsewhere.
+const BACKLOG: u32 = 1024;
 /// How long requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -45,17 +49,21 @@ pub enum Listener {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     Unix,
-    Tcp(std::net::SocketAddr),
+    Tcp(SocketAddr),
 }
 
 impl Listener {
     /// Opens a listener. A unix socket file that nobody listens on any more is replaced; only its owner may connect.
+    /// `[::]` takes IPv4 connections too, and them alone where the kernel has no IPv6.
     ///
     /// # Errors
     ///
     /// When the address is taken or cannot be bound.
     pub async fn open(listen: &Listen) -> io::Result<Self> {
         match listen {
+            Listen::Tcp(SocketAddr::V6(address)) if address.ip().is_unspecified() => {
+                listen_everywhere(address.port(), listen_at_both).map(Self::Tcp)
+            }
             Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
             Listen::Unix(path) => {
                 remove_dead_socket(path).await?;
@@ -65,6 +73,32 @@ impl Listener {
             }
         }
     }
+}
+
+fn listen_everywhere(port: u16, at_both: impl FnOnce(u16) -> io::Result<TcpListener>) -> io::Result<TcpListener> {
+    match at_both(port) {
+        Err(error) if lacks_ipv6(&error) => {
+            info!(%error, "the kernel has no IPv6; listening at 0.0.0.0 instead of [::]");
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+            socket.listen(BACKLOG)
+        }
+        opened => opened,
+    }
+}
+
+/// At `[::]`, for both families whatever `net.ipv6.bindv6only` says.
+fn listen_at_both(port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 impl fmt::Display for Listener {
@@ -202,5 +236,31 @@ async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, c
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ipv4_client_reaches_a_listener_at_the_unspecified_ipv6_address() {
+        let Listener::Tcp(listener) = Listener::open(&"tcp:[::]:0".parse().unwrap()).await.unwrap() else {
+            panic!("no TCP listener")
+        };
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_ipv6_the_listener_is_at_ipv4_and_any_other_fault_is_told() {
+        for (errno, ipv4) in [(Errno::AFNOSUPPORT, true), (Errno::ADDRNOTAVAIL, true), (Errno::ADDRINUSE, false)] {
+            match listen_everywhere(0, |_| Err(errno.into())) {
+                Ok(listener) => assert!(ipv4 && listener.local_addr().unwrap().is_ipv4(), "{errno}"),
+                Err(error) => assert!(!ipv4 && Errno::from_io_error(&error) == Some(errno), "{errno}: {error}"),
+            }
+        }
     }
 }
