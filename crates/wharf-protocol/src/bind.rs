@@ -81,7 +81,7 @@ impl Default for Limits {
 }
 
 /// Gives a blank sandboxd its identity. Accepted once, with the bind secret as the bearer token.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BindRequest {
     /// The keys that open this sandbox. At least one; each at least 16 characters.

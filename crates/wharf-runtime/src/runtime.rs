@@ -162,7 +162,8 @@ impl Sandbox {
 }
 
 impl Runtime {
-    /// Makes a sandbox and waits until sandboxd answers in it. `report` hears how far it is, where that takes a while.
+    /// Makes a sandbox and waits until sandboxd answers in it. `report` hears how far it is, where that takes a while. When
+    /// `interrupted` ends first, what this call has made is taken back: `None`.
     ///
     /// # Errors
     ///
@@ -177,15 +178,29 @@ impl Runtime {
         spec: &SandboxSpec,
         lifetime: Lifetime,
         report: Report<'_>,
-    ) -> Result<Sandbox, RuntimeError> {
+        interrupted: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Sandbox>, RuntimeError> {
         match self {
             Self::Local(local) => {
                 if let Some(image) = &spec.image {
                     return Err(RuntimeError::Image(image.clone()));
                 }
-                Ok(local.create(local_name(id)?, spec, lifetime).await?.into())
+                let name = local_name(id)?;
+                tokio::select! {
+                    // Who has the name is known before anything else happens.
+                    biased;
+                    made = local.create(name.clone(), spec, lifetime) => return Ok(Some(made?.into())),
+                    () = interrupted => {}
+                }
+                blocking(local, move |local| local.remove(&name)).await?;
+                Ok(None)
             }
-            Self::Kubernetes(kubernetes) => Ok(kubernetes.create(id, spec, lifetime, report).await?.into()),
+            Self::Kubernetes(kubernetes) => {
+                match kubernetes.create_unless(id, spec, lifetime, report, interrupted).await {
+                    Err(KubernetesError::Interrupted(_)) => Ok(None),
+                    made => Ok(Some(made?.into())),
+                }
+            }
         }
     }
 

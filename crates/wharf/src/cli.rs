@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
 use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId};
 
 use wharf_runtime::kubernetes::settings::{Profile, RouteChoice};
@@ -57,6 +57,22 @@ pub(crate) struct Place {
     /// How sandboxd is reached [default: the pod's address in a cluster, port-forward outside].
     #[arg(long, global = true, value_enum, value_name = "WAY", help_heading = "Runtime")]
     pub(crate) route: Option<RouteArg>,
+    /// Which of the flags that only a cluster understands stand on the command line.
+    #[arg(skip)]
+    pub(crate) given: Vec<&'static str>,
+}
+
+impl Cli {
+    /// Reads the command line; ends the program if it is wrong.
+    pub(crate) fn read() -> Self {
+        const OF_A_CLUSTER: [&str; 6] = ["context", "namespace", "kubeconfig", "config", "profile", "route"];
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        // A variable of the environment may be there for other calls.
+        let is_given = |flag: &&str| matches.value_source(flag) == Some(ValueSource::CommandLine);
+        cli.place.given = OF_A_CLUSTER.into_iter().filter(is_given).collect();
+        cli
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

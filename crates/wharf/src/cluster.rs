@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context, bail};
 use wharf_protocol::{SandboxId, SandboxSpec};
-use wharf_runtime::kubernetes::{
-    Access, Carried, Cluster, KubernetesRuntime, Settings, install as installation, render as rendered,
-    settings::{Carrier, Loaded, Overrides, Sources},
+use wharf_runtime::{
+    RuntimeError,
+    kubernetes::{
+        Access, Carried, Cluster, KubernetesRuntime, Settings, install as installation, render as rendered,
+        settings::{Carrier, Loaded, Overrides, Sources},
+    },
 };
 
 use crate::{
@@ -16,13 +19,8 @@ use crate::{
 
 /// A flag that only a cluster understands is a mistake without one.
 pub(crate) fn refuse_flags(place: &Place) -> anyhow::Result<()> {
-    let given = [
-        ("--kubeconfig", place.kubeconfig.is_some()),
-        ("--profile", place.profile.is_some()),
-        ("--route", place.route.is_some()),
-    ];
-    match given.into_iter().find(|(_, given)| *given) {
-        Some((flag, _)) => bail!("`{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`"),
+    match place.given.first() {
+        Some(flag) => bail!("`--{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`"),
         None => Ok(()),
     }
 }
@@ -57,29 +55,43 @@ fn configured(place: &Place, shape: Option<&Shape>) -> anyhow::Result<Loaded> {
     Ok(loaded)
 }
 
+fn access(place: &Place) -> Access {
+    Access { kubeconfig: place.kubeconfig.clone(), context: place.context.clone() }
+}
+
+/// The settings with the namespace that all other commands would use; asks no cluster anything.
+fn settings(place: &Place) -> anyhow::Result<Settings> {
+    let Loaded { mut settings, namespace_is_set, warnings: _ } = configured(place, None)?;
+    if !namespace_is_set && let Some(namespace) = access(place).namespace()? {
+        settings.namespace = namespace;
+    }
+    Ok(settings)
+}
+
 /// The cluster of the flags, and the settings.
 pub(crate) async fn runtime(place: &Place, shape: Option<&Shape>) -> anyhow::Result<KubernetesRuntime> {
     let Loaded { mut settings, namespace_is_set, warnings: _ } = configured(place, shape)?;
-    let access = Access { kubeconfig: place.kubeconfig.clone(), context: place.context.clone() };
+    let access = access(place);
     let namespace = namespace_is_set.then_some(settings.namespace.as_str());
     let cluster = Cluster::find(&access, namespace).await?;
     settings.namespace = cluster.namespace().to_owned();
     Ok(KubernetesRuntime::new(cluster, settings))
 }
 
-/// `wharf render`: asks no cluster anything.
+/// `wharf render`.
 pub(crate) fn render(place: &Place, id: &SandboxId, spec: &SandboxSpec, form: OutputForm) -> anyhow::Result<ExitCode> {
-    let settings = configured(place, None)?.settings;
+    let settings = settings(place)?;
     let carried = match settings.carrier {
         Carrier::InitContainer => Carried::ByInitContainer,
         Carrier::ImageVolume | Carrier::Auto => Carried::ByImageVolume,
     };
-    show::manifests(&rendered(&settings, id, spec, carried)?, form)?;
+    let manifests = rendered(&settings, id, spec, carried).map_err(RuntimeError::from)?;
+    show::manifests(&manifests, form)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// `wharf install`: asks no cluster anything either.
+/// `wharf install`.
 pub(crate) fn install(place: &Place, form: OutputForm) -> anyhow::Result<ExitCode> {
-    show::manifests(&installation::manifests(&configured(place, None)?.settings), form)?;
+    show::manifests(&installation::manifests(&settings(place)?), form)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -173,6 +173,17 @@ fn warn_of_missing_walls(sandbox: &Sandbox) {
     }
 }
 
+/// Ends with Ctrl-C or SIGTERM.
+fn interrupted() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
 /// Makes a sandbox; Ctrl-C takes back what was made so far. `None` if it was.
 async fn made(
     runtime: &Runtime,
@@ -181,37 +192,19 @@ async fn made(
     lifetime: Lifetime,
 ) -> anyhow::Result<Option<Sandbox>> {
     let waiting = Progress::waiting(format!("creating `{id}`"));
-    let report = |stage: &_| waiting.stage(stage);
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut terminated = signal(SignalKind::terminate())?;
-    tokio::select! {
-        made = runtime.create(id, spec, lifetime, &report) => return Ok(Some(made?)),
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
-    }
-    drop(waiting);
-    anstream::eprintln!("interrupted: removing `{id}`");
-    runtime.discard(id).await?;
-    Ok(None)
+    let interrupted = interrupted()?;
+    let interrupted = async {
+        interrupted.await;
+        waiting.say(&format!("interrupted: removing `{id}`"));
+    };
+    Ok(runtime.create(id, spec, lifetime, &|stage| waiting.stage(stage), interrupted).await?)
 }
 
 async fn create(runtime: &Runtime, arguments: Create, form: OutputForm) -> anyhow::Result<ExitCode> {
     let id = arguments.name.unwrap_or_else(|| made_up_name("").into());
-    let there = match runtime {
-        Runtime::Local(_) => false,
-        // A cluster that does not answer is told of now, and not asked again.
-        Runtime::Kubernetes(kubernetes) => kubernetes.find(&id).await.map_err(RuntimeError::from)?.is_some(),
-    };
     let spec = spec_of(&arguments.shape)?;
-    let sandbox = if there {
-        // Whatever an earlier call has made is not ours to take back.
-        let waiting = Progress::waiting(format!("creating `{id}`"));
-        runtime.create(&id, &spec, Lifetime::Kept, &|stage| waiting.stage(stage)).await?
-    } else {
-        match made(runtime, &id, &spec, Lifetime::Kept).await? {
-            Some(sandbox) => sandbox,
-            None => return Ok(ExitCode::from(INTERRUPTED)),
-        }
+    let Some(sandbox) = made(runtime, &id, &spec, Lifetime::Kept).await? else {
+        return Ok(ExitCode::from(INTERRUPTED));
     };
     warn_of_missing_walls(&sandbox);
     changed(&sandbox, form)?;
@@ -240,8 +233,12 @@ async fn run_once(runtime: &Runtime, arguments: Run, form: OutputForm) -> anyhow
         () = runtime.hold(&id) => Err(anyhow!("the sandbox was removed by somebody else")),
     };
     let waiting = Progress::waiting(format!("removing `{id}`"));
-    if let Err(error) = runtime.discard(&id).await {
-        anstream::eprintln!("warning: sandbox `{id}` is left behind: {error}");
+    let left_behind = tokio::select! {
+        discarded = runtime.discard(&id) => discarded.err().map(|error| error.to_string()),
+        () = interrupted()? => Some("interrupted".to_owned()),
+    };
+    if let Some(why) = left_behind {
+        waiting.say(&format!("warning: sandbox `{id}` is left behind: {why}"));
     }
     drop(waiting);
     done.map_err(|error| match error.downcast::<RuntimeError>() {

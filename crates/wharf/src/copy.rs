@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, bail};
 use tokio::io::AsyncWriteExt;
 use wharf_client::{ClientError, Sandbox};
 use wharf_protocol::FileKind;
@@ -22,8 +22,10 @@ use crate::{
 /// Copies into or out of a sandbox.
 pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
     let progress = Progress::bytes(format!("copying {} to {}", arguments.source, arguments.target));
-    let to_stream = matches!(parse::place(&arguments.target), Place::Stream);
-    carry(runtime, arguments, &progress).await?;
+    let [source, target] = [&arguments.source, &arguments.target].map(|text| parse::place(text));
+    let (source, target) = (source.map_err(Error::msg)?, target.map_err(Error::msg)?);
+    let to_stream = target == Place::Stream;
+    carry(runtime, source, target, &progress).await?;
     // Where the files themselves go to standard output, nothing else does.
     if form == OutputForm::Json && !to_stream {
         show::json(&serde_json::json!({ "bytes": progress.count() }))?;
@@ -31,8 +33,8 @@ pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> 
     Ok(())
 }
 
-async fn carry(runtime: &Runtime, arguments: Cp, progress: &Progress) -> anyhow::Result<()> {
-    match (parse::place(&arguments.source), parse::place(&arguments.target)) {
+async fn carry(runtime: &Runtime, source: Place, target: Place, progress: &Progress) -> anyhow::Result<()> {
+    match (source, target) {
         (Place::Sandbox { name, path }, target) => {
             let (sandbox, path) = find(runtime, &name, &path).await?;
             copy_out(&sandbox, &path, target, progress).await

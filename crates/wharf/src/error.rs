@@ -52,7 +52,7 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<RuntimeError>() {
         Some(RuntimeError::Local(LocalError::Spec { .. }) | RuntimeError::Name(_) | RuntimeError::Image(_)) => USAGE,
-        Some(RuntimeError::Kubernetes(error)) if matches!(**error, KubernetesError::Spec { .. }) => USAGE,
+        Some(RuntimeError::Kubernetes(error)) if matches!(**error, KubernetesError::Spec(_)) => USAGE,
         _ => FAILED,
     }
 }
@@ -95,7 +95,10 @@ fn cluster_hint(error: &ClusterError) -> Option<String> {
     match error {
         ClusterError::Nowhere => Some("set KUBECONFIG, or give `--kubeconfig FILE`".to_owned()),
         ClusterError::Context { .. } => Some("`kubectl config get-contexts` lists them".to_owned()),
-        ClusterError::Kubeconfig(_) | ClusterError::InCluster(_) | ClusterError::Client { .. } => None,
+        ClusterError::Kubeconfig(_)
+        | ClusterError::InCluster(_)
+        | ClusterError::Proxy(_)
+        | ClusterError::Client { .. } => None,
     }
 }
 
@@ -136,7 +139,10 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
             kind if kind.is_unreachable() => "`kubectl cluster-info` tells whether the cluster answers".to_owned(),
             _ => return None,
         },
-        KubernetesError::Bind { .. } | KubernetesError::Address { .. } | KubernetesError::Spec { .. } => return None,
+        KubernetesError::Bind { .. }
+        | KubernetesError::Address { .. }
+        | KubernetesError::Spec(_)
+        | KubernetesError::Interrupted(_) => return None,
         KubernetesError::Cluster(error) => return cluster_hint(error),
     };
     Some(hint)

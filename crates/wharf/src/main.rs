@@ -14,7 +14,6 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use wharf_runtime::local::{LAUNCH_ARGUMENT, launch_main};
 
 fn main() -> ExitCode {
@@ -22,7 +21,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == LAUNCH_ARGUMENT) {
         return launch_main();
     }
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => return error::report(&anyhow::Error::new(cause).context("could not start the async runtime")),

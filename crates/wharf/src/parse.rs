@@ -78,16 +78,23 @@ pub(crate) enum Place {
     Stream,
 }
 
-/// `SANDBOX:PATH`, a local path, or `-`. What begins with `/` or `.` is a local path, also with a colon: `./a:b`. Slashes may
-/// be in a sandbox's name.
-pub(crate) fn place(text: &str) -> Place {
-    match text.split_once(':') {
-        _ if text == "-" => Place::Stream,
-        Some((name, path)) if !name.starts_with(['/', '.']) && !name.is_empty() => {
-            Place::Sandbox { name: name.to_owned(), path: path.to_owned() }
-        }
-        _ => Place::Local(text.to_owned()),
+/// `SANDBOX:PATH`, a local path, or `-`. What begins with `/` or `.` is a local path, also with a colon: `./a:b`. Slashes and
+/// colons may be in a sandbox's name: its path begins at the first `:/`.
+pub(crate) fn place(text: &str) -> Result<Place, String> {
+    if text == "-" {
+        return Ok(Place::Stream);
     }
+    if text.starts_with(['/', '.', ':']) {
+        return Ok(Place::Local(text.to_owned()));
+    }
+    let absolute = text.find(":/").map(|at| text.split_at(at)).map(|(name, path)| (name, &path[1..]));
+    let Some((name, path)) = absolute.or_else(|| text.split_once(':')) else {
+        return Ok(Place::Local(text.to_owned()));
+    };
+    if !path.starts_with('/') && path.contains(':') {
+        return Err(format!("`{text}` may mean several things: write SANDBOX:/PATH, or ./PATH for a file here"));
+    }
+    Ok(Place::Sandbox { name: name.to_owned(), path: path.to_owned() })
 }
 
 #[cfg(test)]
@@ -124,11 +131,16 @@ mod tests {
 
     #[test]
     fn a_side_of_cp_is_in_a_sandbox_or_here() {
-        assert_eq!(place("box:/a:b"), Place::Sandbox { name: "box".into(), path: "/a:b".into() });
-        assert_eq!(place("a/b:/c"), Place::Sandbox { name: "a/b".into(), path: "/c".into() });
-        for local in ["./a:b", "/a:b", "../a:b", "a/b"] {
-            assert_eq!(place(local), Place::Local(local.into()));
+        let inside = |name: &str, path: &str| Ok(Place::Sandbox { name: name.into(), path: path.into() });
+        assert_eq!(place("box:/a:b"), inside("box", "/a:b"));
+        assert_eq!(place("a/b:/c"), inside("a/b", "/c"));
+        assert_eq!(place("team:1:/c"), inside("team:1", "/c"));
+        assert_eq!(place("box:c/d"), inside("box", "c/d"));
+        assert_eq!(place("box:"), inside("box", ""));
+        assert!(place("team:1:c").is_err_and(|reason| reason.contains("several things")));
+        for local in ["./a:b", "/a:b", "../a:b", "a/b", ":a"] {
+            assert_eq!(place(local), Ok(Place::Local(local.into())));
         }
-        assert_eq!(place("-"), Place::Stream);
+        assert_eq!(place("-"), Ok(Place::Stream));
     }
 }

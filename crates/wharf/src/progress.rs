@@ -60,6 +60,11 @@ impl Progress {
         self.bar.set_message(format!("{}: {}{waiting}", self.what, stages.told()));
     }
 
+    /// A line for good, above what is going on.
+    pub(crate) fn say(&self, line: &str) {
+        self.bar.suspend(|| anstream::eprintln!("{line}"));
+    }
+
     /// Counts bytes; see [`Progress::read`].
     pub(crate) fn bytes(what: impl Into<String>) -> Self {
         Self::new(what.into(), "{spinner} {msg}: {bytes}, {bytes_per_sec}")

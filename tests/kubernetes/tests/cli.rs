@@ -3,14 +3,23 @@
 
 use std::{
     io::{Read as _, Write as _},
+    net::SocketAddr,
     path::PathBuf,
     process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use wharf_kubernetes_tests::cluster::{
     Namespace, RESTRICTED, list_objects, settle, with_labelled_namespace, with_namespace,
 };
@@ -503,7 +512,17 @@ async fn the_place_is_chosen_by_flags() {
         let (code, told) = elsewhere(&["--context", "wharf-second", "run", "--", "echo", "second"]);
         assert_eq!((code, told.as_str()), (Some(0), "second\n"));
         wharf.refuses(&["--context", "nope", "ls"], 125, &["there is no context `nope`", "`wharf-second`"]);
-        wharf.refuses(&["--runtime", "local", "--route", "service", "ls"], 125, &["add `--runtime kubernetes`"]);
+        let (code, told) = elsewhere(&["--context", "wharf-second", "install"]);
+        let namespaces = || told.lines().filter(|line| line.trim_start().starts_with("namespace: "));
+        assert!(code == Some(0) && namespaces().count() > 3, "{told}");
+        assert!(namespaces().all(|line| line.trim_start().trim_matches('"') == "namespace: second"), "{told}");
+        for flag in [["--route", "service"], ["--context", "wharf-second"], ["-n", "second"], ["--config", "x"]] {
+            wharf.refuses(
+                &[&["--runtime", "local"], &flag[..], &["ls"]].concat(),
+                125,
+                &["add `--runtime kubernetes`"],
+            );
+        }
     })
     .await;
 }
@@ -636,6 +655,51 @@ async fn a_sandbox_that_memory_ended_says_so() {
     .await;
 }
 
+/// A proxy that opens tunnels; says how many so far.
+async fn tunnels() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, opened) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = opened.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await?);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+                let mut server = TcpStream::connect(target).await?;
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    (address, opened)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_behind_a_proxy_is_reached_through_it_and_one_that_is_not_without() {
+    with_wharf("proxy", async |wharf| {
+        let (address, opened) = tunnels().await;
+        let run = |no_proxy: &'static str| {
+            let mut command = wharf.command(&["--route", "port-forward", "run", "--", "echo", "hello"]);
+            command.env("HTTPS_PROXY", format!("http://{address}")).env("NO_PROXY", no_proxy);
+            async move { tokio::process::Command::from(command).output().await.unwrap() }
+        };
+        let through = run("192.0.2.0/24").await;
+        assert_eq!(String::from_utf8_lossy(&through.stdout), "hello\n", "{through:?}");
+        let so_far = opened.load(Ordering::Relaxed);
+        assert!(so_far > 0);
+        let directly = run("192.0.2.0/24,10.0.0.0/8").await;
+        assert_eq!(String::from_utf8_lossy(&directly.stdout), "hello\n", "{directly:?}");
+        assert_eq!(opened.load(Ordering::Relaxed), so_far);
+        settle(&wharf.namespace.client, &wharf.namespace.name, [""; 0]).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn who_may_not_and_who_does_not_answer_is_told() {
     with_wharf("access", async |wharf| {
@@ -663,6 +727,9 @@ async fn who_may_not_and_who_does_not_answer_is_told() {
             assert!(started.elapsed() < Duration::from_secs(8), "{arguments:?}: {:?}", started.elapsed());
         }
         wharf.refuses(&["--kubeconfig", "/nonexistent", "ls"], 125, &["/nonexistent", "No such file"]);
+        let proxied = wharf.command(&["ls"]).env("HTTPS_PROXY", "http://user:hidden@127.0.0.1:1").output().unwrap();
+        let told = String::from_utf8(proxied.stderr).unwrap();
+        assert!(told.contains(" by the proxy 127.0.0.1:1`: Connection refused") && !told.contains("hidden"), "{told}");
         // A file with a mistake in it has keys in it too.
         let broken = wharf.write("broken", "users: [{name: a, user: {token: hidden-token}\nclusters: [\n");
         let told = wharf.refuses(&["--kubeconfig", &broken, "ls"], 125, &["could not use the kubeconfig", "line"]);

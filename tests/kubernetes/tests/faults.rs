@@ -2,7 +2,7 @@
 //! sandbox's life to the API server, the pod itself, and callers that race.
 //!
 //! ```text
-//! recorded(): lives without faults ──▶ calls of create, get_ready, suspend, resume, remove; connect, close, delete
+//! recorded(): lives without faults ──▶ calls of create, get_ready, suspend, resume, remove; connect, attach, close, delete
 //!                                      │ × what can go wrong
 //!                                      ▼
 //! live(): lives in which each operation meets one fault ──▶ did it succeed, and which objects are there?
@@ -53,19 +53,21 @@ enum Operation {
     Remove,
     // As the original's clients say it.
     Connect,
+    Attach,
     Close,
     Delete,
 }
 
 impl Operation {
     /// One life after the other.
-    const LIVES: [Self; 8] = [
+    const LIVES: [Self; 9] = [
         Self::Create,
         Self::GetReady,
         Self::Suspend,
         Self::Resume,
         Self::Remove,
         Self::Connect,
+        Self::Attach,
         Self::Close,
         Self::Delete,
     ];
@@ -77,7 +79,8 @@ impl Operation {
             Self::Suspend => runtime.suspend(&id(), &|_| {}).await,
             Self::Resume => runtime.resume(&id(), &|_| {}).await.map(drop),
             Self::Remove => runtime.remove(&id(), &|_| {}).await.map(drop),
-            Self::Connect => connect(runtime).await,
+            Self::Connect => connect(runtime, false).await,
+            Self::Attach => connect(runtime, true).await,
             Self::Close => runtime.close(&id(), false).await,
             Self::Delete => runtime.delete(&id()).await,
         }
@@ -87,7 +90,7 @@ impl Operation {
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Create | Self::Connect => &[],
-            Self::GetReady | Self::Suspend | Self::Close => &[Self::Create],
+            Self::GetReady | Self::Suspend | Self::Attach | Self::Close => &[Self::Create],
             Self::Resume | Self::Remove | Self::Delete => &[Self::Create, Self::Suspend],
         }
     }
@@ -95,7 +98,7 @@ impl Operation {
     /// What is there after it.
     fn leaves(self) -> &'static [&'static str] {
         match self {
-            Self::Create | Self::GetReady | Self::Resume | Self::Connect => RUNNING,
+            Self::Create | Self::GetReady | Self::Resume | Self::Connect | Self::Attach => RUNNING,
             Self::Suspend | Self::Close => SUSPENDED,
             Self::Remove | Self::Delete => &[],
         }
@@ -106,13 +109,16 @@ async fn create(runtime: &KubernetesRuntime) -> Result<Found, KubernetesError> {
     runtime.create(&id(), &spec(), Lifetime::Kept, &|_| {}).await
 }
 
-async fn connect(runtime: &KubernetesRuntime) -> Result<(), KubernetesError> {
+async fn connect(runtime: &KubernetesRuntime, attach_to_existing: bool) -> Result<(), KubernetesError> {
+    let options = Connect { attach_to_existing, ..Connect::default() };
     let set_up = async |_: &Sandbox| Ok::<_, Infallible>(());
-    match runtime.connect(&id(), &Connect::default(), &|_| {}, &|_| {}, set_up).await {
+    match runtime.connect(&id(), &options, &|_| {}, &|_| {}, set_up).await {
         Ok(_) => Ok(()),
         Err(SessionError::NotFound { source, .. } | SessionError::Disconnected { source: Some(source), .. }) => {
             Err(*source)
         }
+        // There is nothing to attach to.
+        Err(SessionError::Disconnected { source: None, .. }) => Err(KubernetesError::NotFound(id())),
         Err(error) => panic!("{error}"),
     }
 }
@@ -347,6 +353,65 @@ async fn a_call_that_is_never_answered_is_made_again() {
     check_all(cases.iter().map(|life| life.iter().map(silent).collect()).collect(), live).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_interrupted_leaves_what_another_has_finished_meanwhile() {
+    with_namespace("interrupted", async |namespace| {
+        let (proxy, slow) = stage(&namespace).await;
+        let (_other_proxy, quick) = stage(&namespace).await;
+        let gate = Gate::default();
+        proxy.add(Fault::once(Match::new(Verb::Watch, "pods"), Action::PauseBefore(gate.clone())));
+        let interrupted = async {
+            gate.reached().await;
+            create(&quick).await.unwrap();
+        };
+        let made = slow.create_unless(&id(), &spec(), Lifetime::Kept, &|_| {}, interrupted).await;
+        assert!(matches!(made, Err(KubernetesError::Interrupted(_))), "{:?}", made.err());
+        is_well(&namespace, &quick, Operation::Create).await.unwrap();
+    })
+    .await;
+}
+
+/// How often calls were made while a pod was waited for that never starts.
+async fn calls_while_waiting(
+    proxy: &FaultProxy,
+    runtime: &KubernetesRuntime,
+    faults: &[(Verb, &'static str, Action)],
+) -> usize {
+    for (verb, resource, action) in faults {
+        proxy.add(Fault::always(Match::new(*verb, resource), action.clone()));
+    }
+    let before = proxy.calls().len();
+    let error = create(runtime).await.unwrap_err();
+    assert!(matches!(error, KubernetesError::TimedOut { .. }), "{error}");
+    proxy.clear();
+    proxy.calls().len() - before
+}
+
+/// Without a fault it is about 15 calls, with its undoing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_or_forgets_is_not_asked_without_a_pause() {
+    const FEW: usize = 60;
+    with_namespace("pauses", async |namespace| {
+        let (proxy, runtime) = stage_with(&namespace, |settings| {
+            settings.node_selector = [("wharf.dev/nowhere".to_owned(), "yes".to_owned())].into();
+            settings.start_timeout = Duration::from_secs(4);
+        })
+        .await;
+        let forbidden = status(403, "Forbidden");
+        for faults in [
+            vec![(Verb::List, "events", forbidden)],
+            vec![(Verb::Watch, "pods", Action::Gone)],
+            vec![(Verb::Watch, "pods", Action::CutStreamAfterEvents(0))],
+            vec![(Verb::Watch, "pods", Action::EndStreamAfterEvents(0))],
+        ] {
+            let calls = calls_while_waiting(&proxy, &runtime, &faults).await;
+            assert!(calls < FEW, "{calls} calls with {faults:?}");
+            settle(&namespace.client, &namespace.name, [""; 0]).await;
+        }
+    })
+    .await;
+}
+
 /// How long a create may take here, without its undoing.
 const START_TIMEOUT: Duration = Duration::from_secs(8);
 /// How much longer the undoing may take.
@@ -551,13 +616,17 @@ async fn race(namespace: &Namespace, first: Operation, second: Operation, call: 
         }
     }
     is_whole(namespace, &other).await?;
+    if first == Operation::Attach {
+        // It only looks on: the other has the last word.
+        settled(namespace, second.leaves()).await?;
+    }
     other.remove(&id(), &|_| {}).await.map_err(|error| error.to_string())?;
     settled(namespace, &[]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operations_that_race_leave_a_whole_sandbox_or_none() {
-    use Operation::{Close, Connect, Create, Delete, Remove, Resume, Suspend};
+    use Operation::{Attach, Close, Connect, Create, Delete, Remove, Resume, Suspend};
     let calls = recorded().await;
     let mut cases = Vec::new();
     for (first, second) in [
@@ -568,9 +637,15 @@ async fn operations_that_race_leave_a_whole_sandbox_or_none() {
         (Resume, Remove),
         (Connect, Close),
         (Connect, Delete),
+        (Attach, Close),
+        (Attach, Delete),
     ] {
-        let certain: Vec<Call> =
-            calls[&first].iter().filter(|call| call.target.resource.as_deref() != Some("events")).cloned().collect();
+        // Who attaches to a pod that answers at once need not follow it.
+        let is_certain = |call: &&Call| {
+            call.target.resource.as_deref() != Some("events")
+                && (first, call.target.verb) != (Operation::Attach, Verb::Watch)
+        };
+        let certain: Vec<Call> = calls[&first].iter().filter(is_certain).cloned().collect();
         let held = every(&certain, |_| vec![("the other", Action::Delay(Duration::ZERO))]);
         cases.extend(held.into_iter().map(|wrong| (first, second, wrong)));
     }

@@ -171,7 +171,7 @@ async fn an_outage_of_the_api_server_or_the_kubelet_in_any_step_only_takes_time(
         (Remove, at(Verb::Get, "secrets"), false),
         (Create, at(Verb::Patch, "secrets"), false),
         (Suspend, at(Verb::Patch, "secrets"), false),
-        (Resume, at(Verb::Apply, "pods"), false),
+        (Resume, at(Verb::Create, "pods"), false),
         (Remove, at(Verb::Delete, "pods"), false),
     ];
     check("kube-apiserver", steps).await;

@@ -24,7 +24,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
     Api,
     api::{ApiResource, DeleteParams, DynamicObject, PostParams, WatchEvent, WatchParams},
@@ -35,13 +35,16 @@ use tokio::time::timeout;
 use wharf_client::Sandbox;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, list_objects, settle, with_namespace},
-    fault_proxy::{Action, Fault, FaultProxy, Match, Times, Verb},
+    fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Times, Verb},
 };
-use wharf_protocol::SandboxId;
-use wharf_runtime::kubernetes::{
-    Cluster, KubernetesRuntime, Profile, Settings,
-    contract::{Connect, SessionError, SessionStatus},
-    settings::{Overrides, PullPolicy, RouteChoice, Sources},
+use wharf_protocol::{SandboxId, SandboxSpec};
+use wharf_runtime::{
+    Lifetime,
+    kubernetes::{
+        Cluster, KubernetesError, KubernetesRuntime, Profile, Settings,
+        contract::{Connect, SessionError, SessionStatus},
+        settings::{Overrides, PullPolicy, RouteChoice, Sources},
+    },
 };
 
 /// The recordings' conversation.
@@ -139,10 +142,13 @@ fn scenario(name: &str) -> Scenario {
             }),
             ..connect(&[Claim])
         },
-        "create_persistentvolumeclaims_forbidden" => {
-            refused(Verb::Apply, "persistentvolumeclaims", 403, "make PersistentVolumeClaim `openhands-runtime-s1-pvc`")
-        }
-        "create_pods_forbidden" => refused(Verb::Apply, "pods", 403, "make Pod `openhands-runtime-s1`: forced 403"),
+        "create_persistentvolumeclaims_forbidden" => refused(
+            Verb::Create,
+            "persistentvolumeclaims",
+            403,
+            "make PersistentVolumeClaim `openhands-runtime-s1-pvc`",
+        ),
+        "create_pods_forbidden" => refused(Verb::Create, "pods", 403, "make Pod `openhands-runtime-s1`: forced 403"),
         "create_services_forbidden" => refused(Verb::Apply, "services", 403, "make Service `openhands-runtime-s1-svc`"),
         "create_ingress_invalid" => {
             refused(Verb::Apply, "ingresses", 422, "make Ingress `openhands-runtime-s1-ingress-code`: forced 422")
@@ -563,7 +569,7 @@ async fn files_that_the_original_has_left_outlive_a_start_that_fails() {
     with_namespace("kept-files", async |namespace| {
         let stage = Stage::new(namespace, |_| {}).await;
         stage.seed(&[Left::Claim]).await;
-        stage.proxy.add(Fault::always(Match::new(Verb::Apply, "pods"), forced(403)));
+        stage.proxy.add(Fault::always(Match::new(Verb::Create, "pods"), forced(403)));
         let ours = stage.act(Act::Connect).await;
         let text = "AgentRuntimeNotFoundError: Failed to initialize kubernetes resources: could not make Pod";
         assert!(ours.exception.as_ref().is_some_and(|exception| exception.starts_with(text)), "{ours:?}");
@@ -573,6 +579,30 @@ async fn files_that_the_original_has_left_outlive_a_start_that_fails() {
         stage.proxy.clear();
         let ours = stage.act(Act::Connect).await;
         assert_eq!((&ours.exception, ours.objects.len()), (&None, 5), "{ours:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn files_that_the_original_has_left_outlive_a_start_that_is_interrupted() {
+    with_namespace("interrupted", async |namespace| {
+        let stage = Stage::new(namespace, |_| {}).await;
+        stage.seed(&[Left::Claim]).await;
+        let gate = Gate::default();
+        let made = Match::new(Verb::Create, "pods");
+        stage.proxy.add(Fault::once(made, Action::PauseAfter(gate.clone())));
+        let (runtime, spec) = (stage.runtime(), SandboxSpec::default());
+        let created = runtime.create_unless(&stage.id, &spec, Lifetime::Kept, &|_| {}, gate.reached()).await;
+        assert!(matches!(created, Err(KubernetesError::Interrupted(_))), "{:?}", created.err());
+        let claim = stage.namespace.api::<PersistentVolumeClaim>().get(&format!("{POD}-pvc")).await.unwrap();
+        assert_eq!(claim.metadata.deletion_timestamp, None);
+        gate.open();
+        settle(
+            &stage.namespace.client,
+            &stage.namespace.name,
+            [format!("PersistentVolumeClaim/{POD}-pvc"), format!("Secret/{POD}-wharf")],
+        )
+        .await;
     })
     .await;
 }

@@ -103,13 +103,14 @@ fn kinds() -> [(ApiResource, Value); 3] {
     ]
 }
 
-/// A sandbox is made although an earlier one of its name has left things, each held up as long as a finalizer stands on it.
-async fn make_over_remains(namespace: &Namespace, proxy: &FaultProxy, runtime: &KubernetesRuntime) {
-    let api = |kind: &ApiResource| -> Api<DynamicObject> {
-        Api::namespaced_with(namespace.client.clone(), &namespace.name, kind)
-    };
+fn api(namespace: &Namespace, kind: &ApiResource) -> Api<DynamicObject> {
+    Api::namespaced_with(namespace.client.clone(), &namespace.name, kind)
+}
+
+/// What an earlier sandbox of the name has left.
+async fn leave_remains(namespace: &Namespace, runtime: &KubernetesRuntime, more: Value) {
     for (kind, spec) in kinds() {
-        let object = json!({
+        let mut object = json!({
             "apiVersion": kind.api_version, "kind": kind.kind, "spec": spec,
             "metadata": {
                 "name": POD,
@@ -118,25 +119,39 @@ async fn make_over_remains(namespace: &Namespace, proxy: &FaultProxy, runtime: &
                     labels::INSTALLATION: runtime.settings().installation,
                     labels::SANDBOX: POD,
                 },
-                "finalizers": [HELD],
             },
         });
-        api(&kind).patch(POD, &PatchParams::apply("wharf-test"), &Patch::Apply(object)).await.unwrap();
+        object["metadata"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        api(namespace, &kind).patch(POD, &PatchParams::apply("wharf-test"), &Patch::Apply(object)).await.unwrap();
     }
+}
+
+/// A sandbox is made although an earlier one of its name has left things, each held up as long as a finalizer stands on it.
+async fn make_over_remains(namespace: &Namespace, proxy: &FaultProxy, runtime: &KubernetesRuntime) {
+    let gone = json!([{ "apiVersion": "v1", "kind": "Secret", "name": POD, "uid": "an-earlier-life" }]);
+    leave_remains(namespace, runtime, json!({ "finalizers": [HELD], "ownerReferences": gone })).await;
     let released_in_turn = async {
         for (kind, _) in kinds() {
             let resource = Some(&*kind.plural.clone().leak());
             proxy.wait_for(Match { verb: Some(Verb::Watch), resource, name: None }, 1).await;
             // Only a finalizer holds it: the test's, and for a claim the cluster's own until no pod has it.
-            let held = api(&kind).get(POD).await.unwrap().metadata.finalizers.unwrap_or_default();
+            let held = api(namespace, &kind).get(POD).await.unwrap().metadata.finalizers.unwrap_or_default();
             let others: Vec<_> = held.into_iter().filter(|finalizer| finalizer != HELD).collect();
             let released = Patch::Merge(json!({ "metadata": { "finalizers": others } }));
-            api(&kind).patch(POD, &PatchParams::default(), &released).await.unwrap();
+            api(namespace, &kind).patch(POD, &PatchParams::default(), &released).await.unwrap();
         }
         Ok(())
     };
     tokio::try_join!(create(runtime), released_in_turn).unwrap();
     runtime.remove(&id(), &|_| {}).await.unwrap();
+    // What nobody owns goes on, or goes.
+    for again in [true, false] {
+        leave_remains(namespace, runtime, json!({})).await;
+        if again {
+            create(runtime).await.unwrap();
+        }
+        assert!(runtime.remove(&id(), &|_| {}).await.unwrap());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

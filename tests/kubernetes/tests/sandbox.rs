@@ -11,16 +11,19 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper_util::{client::legacy::Client as HttpClient, rt::TokioExecutor};
-use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+use k8s_openapi::api::{
+    core::v1::{Pod, Secret},
+    networking::v1::NetworkPolicy,
+};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, EvictParams, LogParams},
+    api::{DeleteParams, EvictParams, LogParams, ObjectMeta, PostParams, PropagationPolicy},
 };
 use serde_json::{Value, json};
 use wharf_client::Sandbox;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace},
-    sandbox::{self, IMAGE, id},
+    sandbox::{self, IMAGE, RUNNING, id},
 };
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
@@ -177,10 +180,13 @@ async fn a_sandbox_has_no_privilege_no_token_and_no_secret_in_sight() {
 #[tokio::test]
 async fn a_network_policy_says_who_may_come_in_and_where_it_may_go() {
     with_namespace("policy", async |namespace| {
+        let no_sandbox = json!([{
+            "podSelector": { "matchExpressions": [{ "key": "wharf.dev/sandbox", "operator": "DoesNotExist" }] }
+        }]);
         let cases = [
-            ("", json!([{ "podSelector": {} }]), "0.0.0.0/0"),
+            ("", no_sandbox.clone(), "0.0.0.0/0"),
             ("clients = \"cluster\"\negress = \"none\"", json!([{ "namespaceSelector": {} }]), ""),
-            ("egress = [\"169.254.0.0/16\", \"10.9.0.0/16\"]", json!([{ "podSelector": {} }]), "10.9.0.0/16"),
+            ("egress = [\"169.254.0.0/16\", \"10.9.0.0/16\"]", no_sandbox, "10.9.0.0/16"),
         ];
         for (settings, from, egress) in cases {
             let runtime = runtime(&namespace, settings);
@@ -201,7 +207,7 @@ async fn a_network_policy_says_who_may_come_in_and_where_it_may_go() {
                 }
             }
             let labels = json!(pod(&namespace).await.labels());
-            assert_eq!(labels["wharf.dev/sandbox"], POD);
+            assert_eq!((&labels["wharf.dev/sandbox"], &labels["wharf.dev/walled"]), (&json!(POD), &json!("yes")));
             runtime.remove(&id(), &|_| {}).await.unwrap();
         }
     })
@@ -270,6 +276,64 @@ async fn a_pod_that_is_ending_is_waited_out() {
         let resumed = resume(&runtime).await;
         assert_ne!(pod(&namespace).await.uid(), before);
         assert_eq!(inside(&resumed, "cat file").await, "kept\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn processes_may_take_their_time_to_end_when_a_sandbox_is_suspended() {
+    with_namespace("grace", async |namespace| {
+        let runtime = runtime(&namespace, "");
+        let found = create(&runtime).await;
+        let patient = "trap 'sleep 7; echo flushed > file; exit' TERM HUP; touch ready; while :; do sleep 0.1; done";
+        inside(&found, &format!("sh -c \"{patient}\" > /dev/null 2>&1 & until [ -e ready ]; do sleep 0.1; done")).await;
+        runtime.suspend(&id(), &|_| {}).await.unwrap();
+        assert_eq!(inside(&resume(&runtime).await, "cat file").await, "flushed\n");
+    })
+    .await;
+}
+
+/// As `kubectl delete --cascade=orphan` does, and as a backup brings it back.
+#[tokio::test]
+async fn files_that_were_cut_loose_from_their_sandbox_are_those_of_the_next() {
+    with_namespace("loose", async |namespace| {
+        let runtime = runtime(&namespace, "");
+        inside(&create(&runtime).await, "echo kept > file").await;
+        let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+        namespace.api::<Secret>().delete(POD, &orphan).await.unwrap();
+        namespace.api::<Pod>().delete(POD, &DeleteParams::default()).await.unwrap();
+        let left = ["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Service/wharf-box"];
+        settle(&namespace.client, &namespace.name, left).await;
+        let found = create(&runtime).await;
+        assert_eq!(inside(&found, "cat file").await, "kept\n");
+        assert_eq!(found.anchor.leased_until, None, "what holds a user's files is never garbage");
+        settle(&namespace.client, &namespace.name, RUNNING).await;
+        runtime.remove(&id(), &|_| {}).await.unwrap();
+        settle(&namespace.client, &namespace.name, [""; 0]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_of_another_profile_is_its_own_and_takes_no_sandbox_of_the_same_name_along() {
+    with_namespace("profiles", async |namespace| {
+        let runtime = runtime(&namespace, "");
+        create(&runtime).await;
+        let secrets = namespace.api::<Secret>();
+        let mut anchor = secrets.get(POD).await.unwrap();
+        anchor.metadata = ObjectMeta {
+            name: Some("openhands-runtime-box-wharf".to_owned()),
+            labels: anchor.metadata.labels,
+            annotations: anchor.metadata.annotations,
+            ..ObjectMeta::default()
+        };
+        let annotations = anchor.metadata.annotations.as_mut().unwrap();
+        annotations.insert("wharf.dev/profile".to_owned(), "openhands".to_owned());
+        annotations.insert("wharf.dev/leased-until".to_owned(), "2020-01-01T00:00:00Z".to_owned());
+        secrets.create(&PostParams::default(), &anchor).await.unwrap();
+        assert_eq!(runtime.collect_garbage(&|_| {}).await.unwrap(), []);
+        assert_eq!(runtime.list().await.unwrap().len(), 1);
+        assert_eq!(runtime.get(&id()).await.unwrap().status, Status::Ready);
     })
     .await;
 }

@@ -109,6 +109,7 @@ fn profile_name(profile: Profile) -> &'static str {
 pub(super) struct AnchorChange {
     pub(super) wanted: Option<Wanted>,
     pub(super) objects: Option<Objects>,
+    pub(super) bind: Option<BindRequest>,
     /// `Some(None)` takes the lease away: the sandbox stays.
     pub(super) leased_until: Option<Option<Timestamp>>,
 }
@@ -125,7 +126,10 @@ impl AnchorChange {
         }
         let mut patch = json!({ "metadata": { "uid": uid, "annotations": annotations } });
         if let Some(objects) = &self.objects {
-            patch["stringData"] = json!({ OBJECTS: json!(objects).to_string() });
+            patch["stringData"][OBJECTS] = json!(json!(objects).to_string());
+        }
+        if let Some(bind) = &self.bind {
+            patch["stringData"][BIND] = json!(json!(bind).to_string());
         }
         patch
     }

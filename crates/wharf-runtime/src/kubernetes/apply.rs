@@ -15,8 +15,8 @@ use super::{
     part::Part,
 };
 
-/// How long a deleted pod's processes have to end.
-const GRACE_SECONDS: u32 = 5;
+/// How long the processes of a pod have to end whose files go too; others have what the pod itself says.
+const HASTY_GRACE_SECONDS: u32 = 5;
 
 /// Carries out steps for one operation, until its deadline.
 pub(super) struct Apply<'a> {
@@ -53,6 +53,21 @@ impl Apply<'_> {
         self.call(&doing("change", Part::Anchor, name), || api.patch(name, &parameters, &patch)).await.map(plain)
     }
 
+    /// The same; gives what is there if it is another one by now, or gone.
+    pub(super) async fn change_or_see_anchor(
+        &self,
+        name: &str,
+        uid: &str,
+        change: &AnchorChange,
+    ) -> Result<Option<Value>, ApiError> {
+        match self.change_anchor(name, uid, change).await {
+            Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => {
+                self.get(Part::Anchor, name).await
+            }
+            changed => changed.map(Some),
+        }
+    }
+
     /// Makes an object of the sandbox, or makes it what it is to be.
     pub(super) async fn apply(
         &self,
@@ -78,12 +93,19 @@ impl Apply<'_> {
         self.call(what, || api.patch(name, &parameters, patch)).await.map(plain)
     }
 
-    /// Deletes this very object; gone already is fine. Gives it as it is while it ends.
-    pub(super) async fn delete(&self, part: Part, name: &str, uid: &str) -> Result<Option<Value>, ApiError> {
+    /// Deletes this very object; gone already is fine. Gives it as it is while it ends. `for_good`: nothing
+    /// of the sandbox is needed, and what has its name by now is another's.
+    pub(super) async fn delete(
+        &self,
+        part: Part,
+        name: &str,
+        uid: &str,
+        for_good: bool,
+    ) -> Result<Option<Value>, ApiError> {
         let api = self.cluster.api(part);
         let parameters = DeleteParams {
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-            grace_period_seconds: (part == Part::Pod).then_some(GRACE_SECONDS),
+            grace_period_seconds: (part == Part::Pod && for_good).then_some(HASTY_GRACE_SECONDS),
             // Whoever finds no anchor finds nothing.
             propagation_policy: (part == Part::Anchor).then_some(PropagationPolicy::Foreground),
             ..DeleteParams::default()
@@ -95,6 +117,7 @@ impl Apply<'_> {
                 object => Ok(object),
             },
             Err(error) if error.kind == ApiErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind == ApiErrorKind::Replaced && for_good => Ok(None),
             // Another object has its name by now: see what that is.
             Err(error) if error.kind == ApiErrorKind::Replaced => self.get(part, name).await,
             Err(error) => Err(error),

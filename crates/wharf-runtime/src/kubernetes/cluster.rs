@@ -5,16 +5,20 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use hyper_util::{
+    client::{legacy::connect::HttpConnector, proxy::matcher::Matcher},
+    rt::TokioExecutor,
+};
 use kube::{
     Api, Client, Config,
     client::{ClientBuilder, ConfigExt},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{Context, KubeConfigOptions, Kubeconfig},
     core::DynamicObject,
 };
 use tokio::{sync::OnceCell, time::Instant};
@@ -26,6 +30,7 @@ use super::{
     settings::{Carrier, Profile, Settings},
 };
 
+const PROXY_SCHEMES: [&str; 3] = ["http", "https", "socks5"];
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const WRITE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long one call may take; watches go on as long as they like.
@@ -48,6 +53,56 @@ pub struct Access {
     pub context: Option<String>,
 }
 
+impl Access {
+    /// The namespace of the context, or of the pod that this is; `None` if there is none. Asks no cluster anything.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`], but for [`ClusterError::Nowhere`].
+    pub fn namespace(&self) -> Result<Option<String>, ClusterError> {
+        match self.read() {
+            Ok(Some(kubeconfig)) => {
+                let context = context_of(&kubeconfig, self.context.as_deref());
+                Ok(context.and_then(|context| context.namespace.clone()).filter(|name| !name.is_empty()))
+            }
+            Ok(None) => Ok(Config::incluster().ok().map(|config| config.default_namespace)),
+            Err(ClusterError::Nowhere) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `None`: this is a pod, and nothing says another cluster than its own.
+    fn read(&self) -> Result<Option<Kubeconfig>, ClusterError> {
+        let read = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let kubeconfig = match read {
+            Ok(kubeconfig) => kubeconfig,
+            // One that cannot be used says so, and is not passed over for another cluster.
+            Err(error) if self.is_configured() => return Err(unquoted(&error)),
+            Err(_) if self.context.is_none() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+                return Ok(None);
+            }
+            Err(_) => return Err(ClusterError::Nowhere),
+        };
+        if let Some(wanted) = &self.context
+            && context_of(&kubeconfig, Some(wanted)).is_none()
+        {
+            let known: Vec<_> = kubeconfig.contexts.iter().map(|context| format!("`{}`", context.name)).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(ClusterError::Context { wanted: wanted.clone(), known });
+        }
+        Ok(Some(kubeconfig))
+    }
+
+    /// Whether somebody says which kubeconfig it is, or has one where it usually is.
+    fn is_configured(&self) -> bool {
+        let said = self.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty());
+        said || std::env::home_dir().is_some_and(|home| home.join(".kube/config").exists())
+    }
+}
+
 /// Why no cluster could be addressed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -59,6 +114,8 @@ pub enum ClusterError {
     Nowhere,
     #[error("could not use the pod's service account")]
     InCluster(#[source] Box<kube::config::InClusterError>),
+    #[error("the proxy's URL begins with `{0}`; http, https and socks5 are known")]
+    Proxy(String),
     #[error("could not make a client for `{server}`")]
     Client { server: String, source: Box<kube::Error> },
 }
@@ -109,32 +166,19 @@ impl Cluster {
     ///
     /// [`ClusterError`].
     pub async fn find(access: &Access, namespace: Option<&str>) -> Result<Self, ClusterError> {
+        let Some(kubeconfig) = access.read()? else {
+            let config = Config::incluster().map_err(|error| ClusterError::InCluster(Box::new(error)))?;
+            return Self::of_config(config, namespace, true);
+        };
         let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
-        let read = match &access.kubeconfig {
-            Some(path) => Kubeconfig::read_from(path),
-            None => Kubeconfig::read(),
-        };
-        let kubeconfig = match read {
-            Ok(kubeconfig) => kubeconfig,
-            // Nothing was asked for that only a kubeconfig has.
-            Err(_) if access == &Access::default() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-                let config = Config::incluster().map_err(|error| ClusterError::InCluster(Box::new(error)))?;
-                return Self::of_config(config, namespace, true);
-            }
-            Err(_) if access.kubeconfig.is_none() && std::env::var_os("KUBECONFIG").is_none() => {
-                return Err(ClusterError::Nowhere);
-            }
-            Err(error) => return Err(unquoted(&error)),
-        };
-        if let Some(wanted) = &access.context
-            && !kubeconfig.contexts.iter().any(|context| context.name == *wanted)
-        {
-            let known: Vec<_> = kubeconfig.contexts.iter().map(|context| format!("`{}`", context.name)).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(ClusterError::Context { wanted: wanted.clone(), known });
-        }
+        let own_proxy = has_own_proxy(&kubeconfig, access.context.as_deref());
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        Self::of_config(config.map_err(|error| unquoted(&error))?, namespace, false)
+        let mut config = config.map_err(|error| unquoted(&error))?;
+        // kube compares NO_PROXY with the proxy and not with the server (kube 5.0.0).
+        if !own_proxy && !is_proxied(&config.cluster_url, &Matcher::from_env()) {
+            config.proxy_url = None;
+        }
+        Self::of_config(config, namespace, false)
     }
 
     /// The cluster of a configuration; `inside` says that pods are reached by their addresses.
@@ -143,13 +187,25 @@ impl Cluster {
     ///
     /// [`ClusterError::Client`].
     pub fn of_config(mut config: Config, namespace: Option<&str>, inside: bool) -> Result<Self, ClusterError> {
+        // The rest of its URL may be a password.
+        let scheme = config.proxy_url.as_ref().map(|proxy| proxy.scheme_str().unwrap_or_default());
+        if let Some(scheme) = scheme.filter(|scheme| !PROXY_SCHEMES.contains(scheme)) {
+            return Err(ClusterError::Proxy(scheme.to_owned()));
+        }
         config.connect_timeout = Some(CONNECT_PATIENCE);
         config.write_timeout = Some(WRITE_PATIENCE);
         // Calls have limits of their own, and are tried again by us, who know which are safe to repeat.
         config.read_timeout = None;
         config.default_retry = false;
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
-        let server = config.cluster_url.to_string();
+        let server = match &config.proxy_url {
+            // Without its user and password.
+            Some(proxy) => {
+                let port = proxy.port().map(|port| format!(":{port}")).unwrap_or_default();
+                format!("{} by the proxy {}{port}", config.cluster_url, proxy.host().unwrap_or_default())
+            }
+            None => config.cluster_url.to_string(),
+        };
         let client = client(config)
             .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?;
         Ok(Self { client, namespace, server, inside, health: Arc::default(), minor: Arc::default() })
@@ -321,6 +377,26 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The context of this name, or else the current one.
+fn context_of<'a>(kubeconfig: &'a Kubeconfig, context: Option<&str>) -> Option<&'a Context> {
+    let name = context.or(kubeconfig.current_context.as_deref());
+    kubeconfig.contexts.iter().find(|known| Some(known.name.as_str()) == name)?.context.as_ref()
+}
+
+/// Whether the kubeconfig itself says by which proxy its cluster is reached.
+fn has_own_proxy(kubeconfig: &Kubeconfig, context: Option<&str>) -> bool {
+    let cluster = context_of(kubeconfig, context).map(|context| &context.cluster);
+    let cluster = kubeconfig.clusters.iter().find(|known| Some(&known.name) == cluster);
+    cluster.and_then(|known| known.cluster.as_ref()?.proxy_url.as_ref()).is_some_and(|url| !url.is_empty())
+}
+
+/// Whether HTTPS_PROXY and NO_PROXY send through a proxy what goes to this server; never what stays on this machine.
+fn is_proxied(server: &http::Uri, proxies: &Matcher) -> bool {
+    let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    !is_here && proxies.intercept(server).is_some()
+}
+
 /// A kubeconfig's error without the lines that it shows of the file: there are keys in it.
 fn unquoted(error: &kube::config::KubeconfigError) -> ClusterError {
     ClusterError::Kubeconfig(error.to_string().lines().next().unwrap_or_default().to_owned())
@@ -444,7 +520,10 @@ fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
     match (code, reason) {
         (404, _) => ApiErrorKind::NotFound,
         (409, "AlreadyExists") => ApiErrorKind::AlreadyExists,
-        (409, _) if message.contains("UID in precondition") => ApiErrorKind::Replaced,
+        // A patch says it in the first words, a deletion in the second.
+        (409, _) if message.contains("UID in precondition") || message.contains("UID in the precondition") => {
+            ApiErrorKind::Replaced
+        }
         (409, _) => ApiErrorKind::Conflict,
         (401, _) => ApiErrorKind::Unauthorized,
         // An admission plugin that is still starting.
@@ -469,12 +548,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_proxy_is_for_servers_elsewhere_that_no_proxy_does_not_name() {
+        let proxies = Matcher::builder().https("http://proxy:3128").no("10.0.0.0/8,.corp").build();
+        for (server, expected) in [
+            ("https://api.example.com:6443", true),
+            ("https://192.0.2.7:6443", true),
+            ("https://10.1.2.3:6443", false),
+            ("https://api.corp", false),
+            ("https://localhost:6443", false),
+            ("https://127.0.0.1:6443", false),
+            ("https://[::1]:6443", false),
+        ] {
+            assert_eq!(is_proxied(&server.parse().unwrap(), &proxies), expected, "{server}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
+        let mut config = Config::new("https://192.0.2.7:6443".parse().unwrap());
+        config.proxy_url = Some("socks4://user:s3cr3t@proxy:1080".parse().unwrap());
+        let error = Cluster::of_config(config, None, false).unwrap_err().to_string();
+        assert_eq!(error, "the proxy's URL begins with `socks4`; http, https and socks5 are known");
+    }
+
+    #[test]
     fn a_refusal_is_told_from_a_passing_fault() {
         let rbac = "secrets is forbidden: User \"u\" cannot create resource \"secrets\" in API group \"\"";
         for (code, reason, message, kind, retryable) in [
             (409, "AlreadyExists", "", ApiErrorKind::AlreadyExists, false),
             (409, "Conflict", "", ApiErrorKind::Conflict, true),
             (409, "Conflict", "Precondition failed: UID in precondition: a", ApiErrorKind::Replaced, false),
+            (409, "Conflict", "the UID in the precondition (a) does not match the UID", ApiErrorKind::Replaced, false),
             (403, "Forbidden", rbac, ApiErrorKind::Forbidden, false),
             (403, "Forbidden", "pods \"x\" is forbidden: exceeded quota: q", ApiErrorKind::Quota, false),
             (403, "Forbidden", "violates PodSecurity \"restricted:latest\"", ApiErrorKind::Admission, false),

@@ -10,7 +10,7 @@ use super::{
     Before, KubernetesError, KubernetesRuntime, LOOK_PATIENCE, Profile, Request, Workspace, new_anchor, objects,
     operation::{Aim, Operation, Report},
     part::Part,
-    shaped,
+    shape::shaped,
 };
 
 /// What the original's plugin list holds if the editor in the browser is wanted.
@@ -98,6 +98,22 @@ impl KubernetesRuntime {
             }
         };
         observed.map_err(&not_made)?;
+        let lost = |source: KubernetesError| {
+            let message = format!("Failed to connect to runtime: {source}");
+            on_status(SessionStatus::Disconnected(message.clone()));
+            SessionError::Disconnected { message, source: Some(Box::new(source)) }
+        };
+        // A pod that the original has left has no anchor yet, and is made ours.
+        if options.attach_to_existing && operation.observed().get(Part::Anchor).is_some() {
+            let closed = |source: KubernetesError, otherwise: &dyn Fn(KubernetesError) -> SessionError| match source {
+                KubernetesError::NotFound(_) => {
+                    SessionError::Disconnected { message: String::new(), source: Some(Box::new(source)) }
+                }
+                source => otherwise(source),
+            };
+            operation.reach(&Aim::There).await.map_err(|source| closed(source, &not_made))?;
+            return operation.attach().await.map_err(|source| closed(source, &lost));
+        }
         let deadline = tokio::time::Instant::now() + LOOK_PATIENCE;
         let carried = self.cluster.carried(&self.settings, deadline).await;
         let request = Request {
@@ -106,19 +122,11 @@ impl KubernetesRuntime {
             plugins: self.plugins(options),
             deadline_seconds: None,
         };
-        // A pod that the original has left has no anchor yet.
-        let anchored = operation.observed().get(Part::Anchor).is_some();
-        let made_anew = !(options.attach_to_existing && anchored);
-        if made_anew {
-            shaped(&self.settings, &SandboxSpec::default()).map_err(&not_made)?;
-        }
+        shaped(&self.settings, &SandboxSpec::default()).map_err(|error| not_made(error.into()))?;
         let objects = objects(id, &self.settings, &request);
         let before = Before::of(operation.observed());
         let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request, before);
-        let aim = match made_anew {
-            true => Aim::Running { objects: Some(&objects), anchor: Some(&anchor) },
-            false => Aim::Running { objects: None, anchor: None },
-        };
+        let aim = Aim::Running { new: Some((&objects, &anchor)) };
         if let Err(error) = operation.reach(&aim).await {
             self.undo(id, &anchor, before, report).await;
             return Err(not_made(error));
@@ -130,9 +138,7 @@ impl KubernetesRuntime {
             Ok(sandbox) => sandbox,
             Err(source) => {
                 self.undo(id, &anchor, before, report).await;
-                let message = format!("Failed to connect to runtime: {source}");
-                on_status(SessionStatus::Disconnected(message.clone()));
-                return Err(SessionError::Disconnected { message, source: Some(Box::new(source)) });
+                return Err(lost(source));
             }
         };
         if !options.attach_to_existing {

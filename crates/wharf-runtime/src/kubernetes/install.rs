@@ -3,7 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::{manifest::labels, settings::Settings};
+use super::{
+    manifest::labels,
+    settings::{Profile, Settings},
+};
 
 /// The account that programs which make sandboxes run as.
 const ACCOUNT: &str = "wharf";
@@ -20,6 +23,9 @@ pub fn manifests(settings: &Settings) -> Vec<Value> {
     };
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
     let all = ["get", "list", "watch", "create", "patch", "delete"];
+    // A pod is what it was made as; only one of the original's is made ours afterwards.
+    let pods: Vec<_> =
+        all.into_iter().filter(|verb| *verb != "patch" || settings.profile == Profile::OpenHands).collect();
     // These are found by their names.
     let named = ["get", "watch", "create", "patch", "delete"];
     let mut role = json!({
@@ -27,7 +33,8 @@ pub fn manifests(settings: &Settings) -> Vec<Value> {
         "kind": "Role",
         "metadata": metadata(ACCOUNT),
         "rules": [
-            rule("", &["secrets", "pods"], &all),
+            rule("", &["secrets"], &all),
+            rule("", &["pods"], &pods),
             rule("", &["services", "persistentvolumeclaims"], &named),
             // Clusters that check who may make an owner wait for what it owns (OwnerReferencesPermissionEnforcement).
             rule("", &["secrets/finalizers"], &["update"]),
@@ -52,13 +59,14 @@ pub fn manifests(settings: &Settings) -> Vec<Value> {
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT },
             "subjects": [{ "kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace }],
         }),
-        // A sandbox's own policy opens what it may; before it is there, nothing is open.
+        // A sandbox's own policy opens what it may; before it is there, nothing is open. Sandboxes of the original, and those
+        // that are equal to them, have none.
         json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
             "metadata": metadata("wharf-closed"),
             "spec": {
-                "podSelector": { "matchLabels": { labels::MANAGED_BY: "wharf" } },
+                "podSelector": { "matchLabels": { labels::WALLED: "yes" } },
                 "policyTypes": ["Ingress", "Egress"],
             },
         }),

@@ -19,10 +19,11 @@ mod plan_tests;
 mod reason;
 mod route;
 pub mod settings;
+mod shape;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
@@ -30,13 +31,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use wharf_client::Sandbox;
-use wharf_protocol::{BindRequest, Environment, Isolation, NetworkMode, SandboxId, SandboxSpec, Secret};
+use wharf_protocol::{BindRequest, Environment, SandboxId, SandboxSpec, Secret};
 
 use self::{
     anchor::NewAnchor,
-    manifest::whose,
+    manifest::{container_name, whose},
     operation::{Aim, Operation},
-    settings::Egress,
+    settings::SettingsError,
+    shape::shaped,
 };
 pub use self::{
     anchor::{Anchor, AnchorError, Wanted},
@@ -49,7 +51,7 @@ pub use self::{
     observe::{Observed, Seen},
     operation::Report,
     part::Part,
-    plan::{Desired, Goal, Next, Plan, Refusal, Step, plan},
+    plan::{Desired, Goal, New, Next, Plan, Refusal, Step, plan},
     reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge},
     settings::{Profile, Settings},
 };
@@ -66,6 +68,11 @@ const LEASE: SignedDuration = SignedDuration::from_secs(120);
 const LEASE_RENEWAL: Duration = Duration::from_secs(30);
 const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_secs(60);
 
+/// Objects in one answer of a list: a sandbox's two have about 20 KB.
+const PAGE: u32 = 250;
+/// Garbage that is removed at the same time: each has watches, which are connections of their own.
+const REMOVED_AT_ONCE: usize = 16;
+
 /// Why something could not be done with a sandbox in a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
@@ -73,6 +80,8 @@ pub enum KubernetesError {
     Exists(SandboxId),
     #[error("there is no sandbox `{0}`")]
     NotFound(SandboxId),
+    #[error("the making of sandbox `{0}` was interrupted")]
+    Interrupted(SandboxId),
     #[error("sandbox `{id}` is not running: {reason}")]
     NotRunning { id: SandboxId, reason: String },
     #[error(transparent)]
@@ -86,8 +95,9 @@ pub enum KubernetesError {
     Bind { id: SandboxId, reason: String },
     #[error("the pod of sandbox `{id}` has the address `{address}`, which is none")]
     Address { id: SandboxId, address: String },
-    #[error("`{field}` is not valid: {reason}{}", if value.is_empty() { String::new() } else { format!(" (it was `{value}`)") })]
-    Spec { field: &'static str, value: String, reason: &'static str },
+    /// What the sandbox is to be, or the settings that were changed after they were loaded.
+    #[error(transparent)]
+    Spec(#[from] SettingsError),
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(transparent)]
@@ -183,6 +193,46 @@ impl KubernetesRuntime {
         lifetime: Lifetime,
         report: Report<'_>,
     ) -> Result<Found, KubernetesError> {
+        self.create_unless(id, spec, lifetime, report, std::future::pending()).await
+    }
+
+    /// The same until `interrupted` ends: then what this call has made is taken back, and nothing that was there before or
+    /// that another call has finished.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::Interrupted`], and those of [`KubernetesRuntime::create`].
+    pub async fn create_unless(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+        report: Report<'_>,
+        interrupted: impl Future<Output = ()> + Send,
+    ) -> Result<Found, KubernetesError> {
+        let begun = OnceLock::new();
+        let made = tokio::select! {
+            biased;
+            made = self.make(id, spec, lifetime, report, &begun) => made,
+            () = interrupted => Err(KubernetesError::Interrupted(id.clone())),
+        };
+        if made.is_err()
+            && let Some((anchor, before)) = begun.get()
+        {
+            self.undo(id, anchor, *before, report).await;
+        }
+        made
+    }
+
+    /// Tells `begun` what would be undone, before it makes anything.
+    async fn make(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        lifetime: Lifetime,
+        report: Report<'_>,
+        begun: &OnceLock<(NewAnchor, Before)>,
+    ) -> Result<Found, KubernetesError> {
         let settings = shaped(&self.settings, spec)?;
         let mut operation = Operation::new(&self.cluster, &settings, id, settings.start_timeout, report);
         let deadline = Instant::now() + LOOK_PATIENCE;
@@ -203,13 +253,11 @@ impl KubernetesRuntime {
             before = Before::of(operation.observed());
         }
         let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
-        let aim = Aim::Running { objects: Some(&objects), anchor: Some(&anchor) };
+        let (anchor, _) = begun.get_or_init(|| (anchor, before));
+        let aim = Aim::Running { new: Some((&objects, anchor)) };
         if settings.profile == Profile::Wharf {
             // Whoever makes the anchor has the name, and whoever finds one looks at all the rest.
-            if let Err(error) = operation.make_anchor(&aim).await {
-                self.undo(id, &anchor, before, report).await;
-                return Err(error);
-            }
+            operation.make_anchor(&aim).await?;
             if operation.anchor().is_ok_and(|there| there.creation != anchor.creation) {
                 operation.observe(operation.all_parts().filter(|part| *part != Part::Anchor)).await?;
             }
@@ -227,18 +275,12 @@ impl KubernetesRuntime {
         {
             return Err(KubernetesError::Exists(id.clone()));
         }
-        let made = match lifetime {
-            Lifetime::Kept => operation.settle(&aim).await,
+        let sandbox = match lifetime {
+            Lifetime::Kept => operation.settle(&aim).await?,
             // It is nobody else's to suspend.
-            Lifetime::OfThisProcess => operation.reach_usable(&aim).await,
+            Lifetime::OfThisProcess => operation.reach_usable(&aim).await?,
         };
-        match made {
-            Ok(sandbox) => self.found_usable(operation.observed(), sandbox),
-            Err(error) => {
-                self.undo(id, &anchor, before, report).await;
-                Err(error)
-            }
-        }
+        self.found_usable(operation.observed(), sandbox)
     }
 
     /// Takes back what a call has made of a sandbox that does not start. The error of the start is the one to tell.
@@ -308,12 +350,27 @@ impl KubernetesRuntime {
         let found = self.get(id).await?;
         let reason = match &found.status {
             Status::Ready => return Ok(found),
-            Status::Starting { .. } => return self.resume(id, report).await,
+            Status::Starting { .. } if found.anchor.is_half_made() => return self.resume(id, report).await,
+            Status::Starting { .. } => return self.attach(id, report).await,
             Status::Suspended => "it is suspended".to_owned(),
             Status::Deleting => "it is being deleted".to_owned(),
             Status::Stopped { reason } => reason.clone(),
         };
         Err(KubernetesError::NotRunning { id: id.clone(), reason })
+    }
+
+    /// Waits for a sandbox that somebody else is starting.
+    async fn attach(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, self.settings.start_timeout, report);
+        operation.observe([Part::Anchor, Part::Pod]).await?;
+        match operation.attach().await {
+            Ok(sandbox) => self.found_usable(operation.observed(), sandbox),
+            Err(KubernetesError::NotFound(_)) => Err(KubernetesError::NotRunning {
+                id: id.clone(),
+                reason: "it was suspended or removed meanwhile".to_owned(),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// What an anchor and a pod say together.
@@ -348,34 +405,46 @@ impl KubernetesRuntime {
         Ok(Found { id: anchor.id.clone(), names, status, created_at: anchor.created_at, anchor, node, sandbox })
     }
 
-    /// All sandboxes of this installation, oldest first. Two calls, however many there are.
+    /// All sandboxes of this installation and profile, oldest first.
     ///
     /// # Errors
     ///
     /// [`KubernetesError::Api`].
     pub async fn list(&self) -> Result<Vec<Found>, KubernetesError> {
-        let selector = format!("{}=wharf,{}={}", labels::MANAGED_BY, labels::INSTALLATION, self.settings.installation);
-        let parameters = ListParams::default().labels(&selector);
-        let deadline = Instant::now() + LOOK_PATIENCE;
-        let list = async |part: Part| {
-            let (api, what) = (self.cluster.api(part), format!("list {}s", part.kind()));
-            self.cluster.call(&what, deadline, &|_| {}, || api.list(&parameters)).await
-        };
-        let (anchors, pods) = tokio::join!(list(Part::Anchor), list(Part::Pod));
-        let pods: Vec<Value> = pods?.items.into_iter().map(|pod| json!(pod)).collect();
+        let (anchors, pods) = tokio::try_join!(self.list_parts(Part::Anchor), self.list_parts(Part::Pod))?;
+        let named = |pod: Value| Some((pod["metadata"]["name"].as_str()?.to_owned(), pod));
+        let mut pods: BTreeMap<String, Value> = pods.into_iter().filter_map(named).collect();
         let mut all: Vec<Found> = Vec::new();
-        for anchor in anchors?.items {
-            let anchor = json!(anchor);
-            let token = &anchor["metadata"]["labels"][labels::SANDBOX];
-            let pod = pods.iter().find(|pod| pod["metadata"]["labels"][labels::SANDBOX] == *token);
-            let mut observed = Observed::default();
-            observed.note(Part::Pod, pod.cloned());
-            observed.note(Part::Anchor, Some(anchor));
+        for anchor in anchors {
             // One that a hand has broken is nobody's to use; `remove` takes it by its id.
+            let Ok(read) = Anchor::read(&anchor) else { continue };
+            if read.profile != self.settings.profile {
+                continue;
+            }
+            let mut observed = Observed::default();
+            observed.note(Part::Pod, pods.remove(&Names::of(&read.id, read.profile).pod));
+            observed.note(Part::Anchor, Some(anchor));
             all.extend(self.found(&observed));
         }
         all.sort_by_key(|found| found.created_at);
         Ok(all)
+    }
+
+    /// In pages: each has to come within the time that one call may take.
+    async fn list_parts(&self, part: Part) -> Result<Vec<Value>, KubernetesError> {
+        let selector = format!("{}=wharf,{}={}", labels::MANAGED_BY, labels::INSTALLATION, self.settings.installation);
+        let mut parameters = ListParams::default().labels(&selector).limit(PAGE);
+        let (api, what) = (self.cluster.api(part), format!("list {}s", part.kind()));
+        let mut all = Vec::new();
+        loop {
+            let deadline = Instant::now() + LOOK_PATIENCE;
+            let page = self.cluster.call(&what, deadline, &|_| {}, || api.list(&parameters)).await?;
+            all.extend(page.items.into_iter().map(|object| json!(object)));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => parameters.continue_token = Some(token),
+                None => return Ok(all),
+            }
+        }
     }
 
     /// Ends the pod of a sandbox and keeps its workspace. Suspended already is fine.
@@ -406,7 +475,7 @@ impl KubernetesRuntime {
     pub async fn resume(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
         let limit = self.settings.start_timeout;
         let mut operation = Operation::new(&self.cluster, &self.settings, id, limit, report);
-        let aim = Aim::Running { objects: None, anchor: None };
+        let aim = Aim::Running { new: None };
         operation.observe(operation.all_parts()).await?;
         let sandbox = operation.settle(&aim).await?;
         self.found_usable(operation.observed(), sandbox)
@@ -418,16 +487,25 @@ impl KubernetesRuntime {
     ///
     /// What could not be removed; all else is.
     pub async fn remove(&self, id: &SandboxId, report: Report<'_>) -> Result<bool, KubernetesError> {
-        let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, report);
-        operation.observe([Part::Anchor, Part::Pod]).await?;
-        let anchored = operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating);
-        if !anchored || self.settings.profile == Profile::OpenHands {
-            // Nothing else takes along what an earlier life or the original has left.
-            operation.observe(operation.all_parts()).await?;
+        let is_anchored =
+            |operation: &Operation<'_>| operation.observed().get(Part::Anchor).is_some_and(|seen| !seen.terminating);
+        loop {
+            let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, report);
+            operation.observe([Part::Anchor, Part::Pod]).await?;
+            let anchored = is_anchored(&operation);
+            if !anchored || self.settings.profile == Profile::OpenHands {
+                // Nothing else takes along what an earlier life or the original has left. What somebody makes meanwhile is
+                // none of that: it hangs on an anchor that was made before it.
+                operation.observe(operation.all_parts().filter(|part| *part != Part::Anchor)).await?;
+                operation.observe([Part::Anchor]).await?;
+                if !anchored && is_anchored(&operation) {
+                    continue;
+                }
+            }
+            let there = operation.observed().parts().next().is_some();
+            operation.reach(&Aim::Gone).await?;
+            return Ok(there);
         }
-        let there = operation.observed().parts().next().is_some();
-        operation.reach(&Aim::Gone).await?;
-        Ok(there)
     }
 
     /// Tells the cluster to remove a sandbox and all that belongs to it, and does not wait until it is gone.
@@ -436,26 +514,42 @@ impl KubernetesRuntime {
     ///
     /// When the cluster does not take it.
     pub async fn discard(&self, id: &SandboxId) -> Result<(), KubernetesError> {
-        let mut operation = Operation::new(&self.cluster, &self.settings, id, END_PATIENCE, &|_| {});
+        let mut operation = Operation::new(&self.cluster, &self.settings, id, UNDO_PATIENCE, &|_| {});
         operation.observe([Part::Anchor, Part::Pod]).await?;
         operation.begin(&Aim::Gone).await
     }
 
-    /// Removes what killed programs have left: sandboxes that were never done, and throw-away ones nobody needs any more.
-    /// Gives their ids.
+    /// Removes what killed programs have left, of this installation and profile: sandboxes that were never done, and
+    /// throw-away ones nobody needs any more. Gives their ids.
     ///
     /// # Errors
     ///
     /// The first removal that failed; all others were tried.
     pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Vec<SandboxId>, KubernetesError> {
-        let expired =
-            |found: &Found| found.anchor.leased_until.is_some_and(|until| until + CLOCKS_DIFFER < Timestamp::now());
-        let garbage: Vec<SandboxId> = self.list().await?.into_iter().filter(expired).map(|found| found.id).collect();
-        let removed = join_all(garbage.iter().map(|id| self.remove(id, report))).await;
-        for result in removed {
-            result?;
+        let garbage = self.list().await?.into_iter().filter(|found| is_garbage(&found.anchor));
+        let removals = garbage.map(|found| async move {
+            let removed = self.remove_garbage(&found, report).await;
+            removed.map(|removed| removed.then_some(found.id))
+        });
+        let removed: Vec<Result<Option<SandboxId>, _>> =
+            stream::iter(removals).buffered(REMOVED_AT_ONCE).collect().await;
+        removed.into_iter().filter_map(Result::transpose).collect()
+    }
+
+    /// Removes it unless somebody has finished, kept or replaced it since it was found.
+    async fn remove_garbage(&self, found: &Found, report: Report<'_>) -> Result<bool, KubernetesError> {
+        let mut operation = Operation::new(&self.cluster, &self.settings, &found.id, END_PATIENCE, report);
+        operation.observe([Part::Anchor, Part::Pod]).await?;
+        match operation.anchor() {
+            Ok(anchor) if anchor.uid == found.anchor.uid && is_garbage(&anchor) => {}
+            Ok(_) | Err(KubernetesError::NotFound(_)) => return Ok(false),
+            Err(error) => return Err(error),
         }
-        Ok(garbage)
+        if self.settings.profile == Profile::OpenHands {
+            operation.observe(operation.all_parts()).await?;
+        }
+        operation.reach(&Aim::Gone).await?;
+        Ok(true)
     }
 
     /// Says again and again that a throw-away sandbox is needed; ends only when it is dropped or the sandbox is gone.
@@ -481,11 +575,20 @@ impl KubernetesRuntime {
     pub async fn log(&self, id: &SandboxId) -> Result<String, KubernetesError> {
         let found = self.get(id).await?;
         let api = self.cluster.typed::<Pod>();
-        let parameters = kube::api::LogParams { limit_bytes: Some(16 << 20), ..kube::api::LogParams::default() };
+        let parameters = kube::api::LogParams {
+            container: Some(container_name(found.anchor.profile).to_owned()),
+            limit_bytes: Some(16 << 20),
+            ..kube::api::LogParams::default()
+        };
         let deadline = Instant::now() + LOOK_PATIENCE;
         let name = &found.names.pod;
         Ok(self.cluster.call("read the log", deadline, &|_| {}, || api.logs(name, &parameters)).await?)
     }
+}
+
+/// Whether whoever needed it has not said so for too long.
+fn is_garbage(anchor: &Anchor) -> bool {
+    anchor.leased_until.is_some_and(|until| until + CLOCKS_DIFFER < Timestamp::now())
 }
 
 /// The objects that [`KubernetesRuntime::create`] makes, as they are sent, but for keys and the owner's uid. Pure.
@@ -588,50 +691,6 @@ fn new_anchor(
             deadline_seconds: request.deadline_seconds,
         },
     }
-}
-
-/// The settings with what one sandbox asks for.
-fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings, KubernetesError> {
-    let wrong = |field, value: String, reason| Err(KubernetesError::Spec { field, value, reason });
-    let mut shaped = settings.clone();
-    if let Some(image) = &spec.image {
-        shaped.image = Some(image.clone());
-    }
-    if shaped.image.is_none() {
-        return wrong("image", String::new(), "a sandbox in a cluster needs a container image, such as `python:3.12`");
-    }
-    if let Some(mount) = spec.mounts.first() {
-        let reason = "a directory of this machine cannot be shown in a cluster; copy it with `wharf cp`";
-        return wrong("mounts", mount.source.clone(), reason);
-    }
-    if spec.isolation != Isolation::Full {
-        return wrong("isolation", format!("{:?}", spec.isolation), "a pod has its cluster's walls");
-    }
-    if let Some(processes) = spec.processes {
-        return wrong("processes", processes.to_string(), "a cluster bounds processes by its kubelets' `podPidsLimit`");
-    }
-    if spec.network == NetworkMode::None {
-        shaped.egress = Egress::None;
-    }
-    if spec.working_dir != SandboxSpec::default().working_dir {
-        shaped.workspace_path = spec.working_dir.clone();
-    }
-    if let Some(bytes) = spec.memory_bytes {
-        shaped.memory_limit = bytes.to_string();
-        shaped.memory_request = settings::at_most(&settings.memory_request, &shaped.memory_limit);
-    }
-    if let Some(millis) = spec.cpu_millis {
-        let limit = format!("{millis}m");
-        shaped.cpu_request = settings::at_most(&settings.cpu_request, &limit);
-        shaped.cpu_limit = Some(limit);
-    }
-    if let Some(bytes) = spec.disk_bytes {
-        shaped.storage_size = bytes.to_string();
-    }
-    if !shaped.workspace_path.starts_with('/') || shaped.workspace_path.split('/').any(|part| part == "..") {
-        return wrong("working_dir", shaped.workspace_path, "an absolute path below / is needed");
-    }
-    Ok(shaped)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use futures_util::{
     stream::BoxStream,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{ContainerStatus, Event};
 use kube::{
     api::{ListParams, WatchEvent, WatchParams},
     core::DynamicObject,
@@ -26,21 +26,25 @@ use super::{
     anchor::{Anchor, AnchorChange, NewAnchor, Wanted},
     apply::Apply,
     cluster::{ApiError, ApiErrorKind, Cluster, causes},
-    manifest::{Objects, Owner},
+    manifest::{Objects, Owner, container_name},
     names::Names,
     observe::Observed,
     part::Part,
-    plan::{Desired, Goal, Next, Plan, Refusal, Step, plan},
-    reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge, shown},
+    plan::{Desired, Goal, New, Next, Plan, Refusal, Step, plan},
+    reason::{Failure, FailureKind, Stage, Verdict, Waiting, is_sidecar, judge, shown},
     settings::Profile,
 };
 
 /// After so long without an event, what a watch is about is looked at: a connection may be dead without saying so.
 const QUIET: Duration = Duration::from_secs(30);
+/// A watch without a version begins with what there is (Kubernetes API concepts, "Get State and Start at Most Recent").
+const FROM_NOW: &str = "";
 /// The API server ends a watch after this; it is opened again.
 const WATCH_SECONDS: u32 = 290;
 /// A person wants to know why only when it takes longer.
 const EVENTS_AFTER: Duration = Duration::from_millis(800);
+/// A watch that ends without having told anything is opened again after a pause that grows up to this.
+const LONGEST_REWATCH_PAUSE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long sandboxd may take with one answer while it is being waited for.
@@ -55,7 +59,12 @@ pub type Report<'a> = &'a (dyn Fn(&Waiting) + Sync);
 /// What is to become of the sandbox.
 #[derive(Debug)]
 pub(super) enum Aim<'a> {
-    Running { objects: Option<&'a Objects>, anchor: Option<&'a NewAnchor> },
+    /// As this says; or else as the sandbox's own anchor does, which has to be there.
+    Running {
+        new: Option<(&'a Objects, &'a NewAnchor)>,
+    },
+    /// As it is: whoever only wants to use it changes nothing.
+    There,
     Suspended,
     Gone,
 }
@@ -77,6 +86,12 @@ pub(super) struct Operation<'a> {
     /// Pods that this operation has made.
     made: BTreeSet<String>,
     watches: BTreeMap<Part, Changes>,
+    /// Parts that were seen before what the server remembers: a watch from there on would be refused again and again.
+    forgotten: BTreeSet<Part>,
+    /// Before a watch is opened that has ended without telling anything.
+    rewatch_pause: Duration,
+    /// When the pod's events are looked at, unless they are followed.
+    events_at: Instant,
     events: Vec<Event>,
     event_changes: Option<BoxStream<'static, kube::Result<WatchEvent<Event>>>>,
     last: Waiting,
@@ -104,6 +119,9 @@ impl<'a> Operation<'a> {
             looked_at: BTreeSet::new(),
             made: BTreeSet::new(),
             watches: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            rewatch_pause: Duration::ZERO,
+            events_at: started + EVENTS_AFTER,
             events: Vec::new(),
             event_changes: None,
             last: Waiting::at(Stage::Making),
@@ -164,9 +182,12 @@ impl<'a> Operation<'a> {
 
     fn plan(&self, aim: &Aim<'_>) -> Plan {
         let goal = match aim {
-            Aim::Running { objects, anchor } => {
-                Goal::Running { objects: *objects, create: anchor.is_some(), made: &self.made }
-            }
+            Aim::Running { new } => Goal::Running {
+                new: new.map(|(objects, anchor)| New { objects, bind: &anchor.bind }),
+                create: new.is_some(),
+                made: &self.made,
+            },
+            Aim::There => Goal::There,
             Aim::Suspended => Goal::Suspended,
             Aim::Gone => Goal::Gone,
         };
@@ -214,7 +235,7 @@ impl<'a> Operation<'a> {
     async fn look_again(&mut self, aim: &Aim<'_>) -> Result<(), KubernetesError> {
         match aim {
             Aim::Running { .. } if self.observed.get(Part::Pod).is_none() => self.observe(self.all_parts()).await,
-            Aim::Running { .. } | Aim::Suspended | Aim::Gone => Ok(()),
+            Aim::Running { .. } | Aim::There | Aim::Suspended | Aim::Gone => Ok(()),
         }
     }
 
@@ -228,10 +249,10 @@ impl<'a> Operation<'a> {
         };
         let stored = self.anchor().ok();
         let renewed = match aim {
-            Aim::Running { objects, .. } if steps.contains(&Step::Want(Wanted::Running)) => *objects,
-            Aim::Running { .. } | Aim::Suspended | Aim::Gone => None,
+            Aim::Running { new } if steps.contains(&Step::Want(Wanted::Running)) => *new,
+            Aim::Running { .. } | Aim::There | Aim::Suspended | Aim::Gone => None,
         };
-        let objects = renewed.or_else(|| stored.as_ref().map(|anchor| &anchor.objects));
+        let objects = renewed.map(|(objects, _)| objects).or_else(|| stored.as_ref().map(|anchor| &anchor.objects));
         let report = trouble(self.report);
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let (names, settings) = (&self.names, self.settings);
@@ -239,25 +260,28 @@ impl<'a> Operation<'a> {
         let one = async |step: &Step| -> Result<(Part, Option<Value>), ApiError> {
             match step {
                 Step::CreateAnchor => {
-                    let Aim::Running { objects: Some(objects), anchor: Some(anchor) } = aim else {
-                        return Ok((Part::Anchor, None));
-                    };
+                    let Aim::Running { new: Some((objects, anchor)) } = aim else { return Ok((Part::Anchor, None)) };
                     let manifest = anchor.manifest(&settings.installation, names, objects);
                     Ok((Part::Anchor, Some(apply.create(Part::Anchor, &names.anchor, &manifest).await?)))
                 }
                 Step::Want(wanted) => {
-                    let change = AnchorChange { wanted: Some(*wanted), objects: renewed.cloned(), leased_until: None };
-                    match apply.change_anchor(&names.anchor, &owner.anchor_uid, &change).await {
-                        Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => {
-                            Ok((Part::Anchor, apply.get(Part::Anchor, &names.anchor).await?))
-                        }
-                        changed => Ok((Part::Anchor, Some(changed?))),
-                    }
+                    let change = AnchorChange {
+                        wanted: Some(*wanted),
+                        objects: renewed.map(|(objects, _)| objects.clone()),
+                        bind: renewed.map(|(_, anchor)| anchor.bind.clone()),
+                        leased_until: None,
+                    };
+                    Ok((Part::Anchor, apply.change_or_see_anchor(&names.anchor, &owner.anchor_uid, &change).await?))
+                }
+                Step::Keep => {
+                    let change = AnchorChange { leased_until: Some(None), ..AnchorChange::default() };
+                    Ok((Part::Anchor, apply.change_or_see_anchor(&names.anchor, &owner.anchor_uid, &change).await?))
                 }
                 Step::Apply(part) => {
                     let manifest = objects.and_then(|objects| objects.get(part));
                     let Some(manifest) = manifest else { return Ok((*part, None)) };
-                    if !looked_at.contains(part) {
+                    // What cannot be changed is made, or is what it is.
+                    if !looked_at.contains(part) || matches!(part, Part::Pod | Part::Workspace) {
                         // Whatever has the name is not taken over, but seen.
                         let manifest = owner.adopt(manifest);
                         return Ok((*part, Some(apply.create(*part, part.name(names), &manifest).await?)));
@@ -265,7 +289,10 @@ impl<'a> Operation<'a> {
                     Ok((*part, Some(apply.apply(*part, part.name(names), manifest, owner).await?)))
                 }
                 Step::Adopt(part) => Ok((*part, Some(apply.adopt(*part, part.name(names), owner).await?))),
-                Step::Delete { part, uid } => Ok((*part, apply.delete(*part, part.name(names), uid).await?)),
+                Step::Delete { part, uid } => {
+                    let for_good = matches!(aim, Aim::Gone);
+                    Ok((*part, apply.delete(*part, part.name(names), uid, for_good).await?))
+                }
             }
         };
         let done = join_all(steps.iter().map(one)).await;
@@ -302,25 +329,25 @@ impl<'a> Operation<'a> {
     /// Waits until one of the parts is seen to have changed.
     async fn change(&mut self, parts: &[Part]) -> Result<(), KubernetesError> {
         for part in parts {
-            if !self.watches.contains_key(part)
-                && let Some(seen) = self.observed.get(*part)
-            {
-                let version = seen.resource_version.clone();
-                match self.watch(*part, &version).await {
-                    Ok(changes) => drop(self.watches.insert(*part, changes)),
-                    // It has changed too often since: look at it anew.
-                    Err(error) if error.kind == ApiErrorKind::Expired => return self.observe([*part]).await,
-                    Err(error) => return Err(error.into()),
-                }
+            if self.watches.contains_key(part) || self.observed.get(*part).is_none() {
+                continue;
+            }
+            if !self.rewatch_pause.is_zero() {
+                tokio::time::sleep(self.rewatch_pause).await;
+                self.in_time()?;
+            }
+            if self.open_watch(*part).await? {
+                // What it was meanwhile is not told by the watch.
+                return self.observe([*part]).await;
             }
         }
         let about_pod = parts.contains(&Part::Pod);
-        if about_pod && self.event_changes.is_none() && self.started.elapsed() >= EVENTS_AFTER {
+        if about_pod && self.event_changes.is_none() && Instant::now() >= self.events_at {
             self.look_at_events().await;
             self.tell(self.with_events(self.last.clone()));
         }
         let early = about_pod && self.event_changes.is_none();
-        let event_time = if early { self.started + EVENTS_AFTER } else { self.deadline + QUIET };
+        let event_time = if early { self.events_at } else { self.deadline + QUIET };
         if !self.watches.keys().any(|part| parts.contains(part)) {
             // What was waited for is gone already.
             return self.observe(parts.to_vec()).await;
@@ -361,6 +388,7 @@ impl<'a> Operation<'a> {
             },
             Changed::Part(part, change) => match change.map(|change| *change) {
                 Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
+                    self.rewatch_pause = Duration::ZERO;
                     self.observed.note(part, serde_json::to_value(object).ok());
                 }
                 Some(Ok(WatchEvent::Deleted(_))) => {
@@ -368,14 +396,21 @@ impl<'a> Operation<'a> {
                     self.observed.note(part, None);
                 }
                 Some(Ok(WatchEvent::Bookmark(_))) => {}
-                // It was cut, or is too old: begin anew from what there is.
-                Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => {
-                    self.watches.remove(&part);
-                    self.observe([part]).await?;
+                Some(Ok(WatchEvent::Error(_))) => {
+                    self.forgotten.insert(part);
+                    self.begin_anew(part).await?;
                 }
+                // It was cut.
+                Some(Err(_)) | None => self.begin_anew(part).await?,
             },
         }
         Ok(())
+    }
+
+    async fn begin_anew(&mut self, part: Part) -> Result<(), KubernetesError> {
+        self.watches.remove(&part);
+        self.rewatch_pause = (self.rewatch_pause * 2).clamp(FIRST_PAUSE, LONGEST_REWATCH_PAUSE);
+        self.observe([part]).await
     }
 
     /// What is waited for, in the words of the pod's events where its status says nothing.
@@ -384,6 +419,25 @@ impl<'a> Operation<'a> {
             Some(Verdict::Waiting(told)) if waiting.stage > Stage::Making => told,
             Some(_) | None => waiting,
         }
+    }
+
+    /// Follows a part from where it was seen; says whether the server has forgotten what was there, and follows it from now.
+    async fn open_watch(&mut self, part: Part) -> Result<bool, KubernetesError> {
+        let version = self.observed.get(part).map(|seen| seen.resource_version.clone()).unwrap_or_default();
+        let mut from_now = self.forgotten.remove(&part);
+        let opened = match from_now {
+            true => self.watch(part, FROM_NOW).await,
+            false => self.watch(part, &version).await,
+        };
+        let changes = match opened {
+            Err(error) if error.kind == ApiErrorKind::Expired && !from_now => {
+                from_now = true;
+                self.watch(part, FROM_NOW).await?
+            }
+            opened => opened?,
+        };
+        self.watches.insert(part, changes);
+        Ok(from_now)
     }
 
     async fn watch(&mut self, part: Part, version: &str) -> Result<Changes, ApiError> {
@@ -398,6 +452,7 @@ impl<'a> Operation<'a> {
 
     /// Lists and then follows the events of the pod. A person who may not read them gets fewer reasons.
     async fn look_at_events(&mut self) {
+        self.events_at = Instant::now() + QUIET;
         let Some(pod) = self.observed.get(Part::Pod) else { return };
         let api = self.cluster.typed::<Event>();
         let fields = format!("involvedObject.uid={}", pod.uid);
@@ -429,6 +484,17 @@ impl<'a> Operation<'a> {
             }
             self.observe(self.all_parts()).await?;
         }
+    }
+
+    /// Goes on until sandboxd of a sandbox that somebody else has started has answered, and changes nothing for that.
+    ///
+    /// # Errors
+    ///
+    /// [`KubernetesError::NotFound`] if it is not to run, or has lost its pod meanwhile.
+    pub(super) async fn attach(&mut self) -> Result<Sandbox, KubernetesError> {
+        let sandbox = self.reach_usable(&Aim::There).await?;
+        self.observe([Part::Anchor]).await?;
+        if self.is_to_run() { Ok(sandbox) } else { Err(KubernetesError::NotFound(self.id.clone())) }
     }
 
     /// Asks sandboxd at `address` and gives it its identity if it has none; gives the way to it once it is usable.
@@ -541,13 +607,13 @@ impl<'a> Operation<'a> {
         let deadline = Instant::now() + ANSWER_PATIENCE;
         let apply = Apply { cluster: self.cluster, deadline, report: &report };
         let Some(pod) = self.observed.get(Part::Pod) else { return Vec::new() };
-        let containers = pod.object["status"]["containerStatuses"].as_array().into_iter().flatten();
-        let init = pod.object["status"]["initContainerStatuses"].as_array().into_iter().flatten();
-        // The one that failed, or else the sandbox's own.
-        let failed = |status: &&Value| status["state"]["terminated"]["exitCode"].as_i64().is_some_and(|code| code != 0);
-        let all: Vec<&Value> = init.chain(containers).collect();
-        let Some(container) = all.iter().copied().find(failed).or(all.last().copied()) else { return Vec::new() };
-        let name = container["name"].as_str().unwrap_or_default();
+        let statuses = pod.pod().status.and_then(|status| status.init_container_statuses).unwrap_or_default();
+        let has_failed = |status: &&ContainerStatus| {
+            let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+            ended.is_some_and(|ended| ended.exit_code != 0) && !is_sidecar(&pod.pod(), &status.name)
+        };
+        let failed = statuses.iter().find(has_failed).map(|status| status.name.as_str());
+        let name = failed.unwrap_or(container_name(self.profile));
         let log = apply.log_end(&self.names.pod, name, LOG_LINES).await.unwrap_or_default();
         log.lines().map(shown).filter(|line| !line.is_empty()).collect()
     }
@@ -619,8 +685,10 @@ async fn bind(
 fn is_passing(error: &ClientError, profile: Profile) -> bool {
     match error.kind() {
         ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Refused(ProblemKind::Conflict) => true,
+        // A service mesh answers for a sandboxd that does not listen yet.
+        ErrorKind::BadAnswer => true,
         // The original's server answers errors while its plugins start.
-        ErrorKind::BadAnswer | ErrorKind::Refused(_) => profile == Profile::OpenHands,
+        ErrorKind::Refused(_) => profile == Profile::OpenHands,
         ErrorKind::BadRequest => false,
     }
 }

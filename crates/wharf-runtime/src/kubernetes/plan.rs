@@ -11,10 +11,11 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use wharf_protocol::BindRequest;
 
 use super::{
     anchor::{Anchor, AnchorError, Wanted},
-    manifest::{Objects, Owner, Ownership, whose},
+    manifest::{Objects, Owner, Ownership, is_orphan, whose},
     names::Names,
     observe::{Observed, Seen},
     part::Part,
@@ -36,25 +37,37 @@ pub struct Desired<'a> {
 pub enum Goal<'a> {
     /// A pod that can be asked, and all that belongs to it.
     Running {
-        /// The objects to make; `None`: those that the anchor holds.
-        objects: Option<&'a Objects>,
+        /// What to make; `None`: what the anchor holds.
+        new: Option<New<'a>>,
         /// Whether a sandbox that is not there is made.
         create: bool,
         /// Uids of the pods that this very call has made: one of them that fails is no pod of the past to be replaced.
         made: &'a BTreeSet<String>,
     },
+    /// A pod that can be asked, if it is to run and somebody else has made one.
+    There,
     /// The workspace alone.
     Suspended,
     /// Nothing.
     Gone,
 }
 
+/// What a sandbox is made of, as its caller has it. It counts once there is no live pod.
+#[derive(Debug, Clone, Copy)]
+pub struct New<'a> {
+    pub objects: &'a Objects,
+    /// Without keys: those stay.
+    pub bind: &'a BindRequest,
+}
+
 /// One change of the cluster: one call, safe to repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     CreateAnchor,
-    /// The anchor is to say this; with new objects if the caller has any.
+    /// The anchor is to say this; with what the caller has that is new.
     Want(Wanted),
+    /// The sandbox is no garbage any more, even if it never starts.
+    Keep,
     /// Makes an object and makes it ours.
     Apply(Part),
     /// Makes an object ours that nobody has marked, and leaves it as it is.
@@ -129,7 +142,8 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
         },
     };
     match desired.goal {
-        Goal::Running { objects, create, made } => running(desired, observed, anchor, objects, create, made),
+        Goal::Running { new, create, made } => running(desired, observed, anchor, new, create, made),
+        Goal::There => Plan::only(there(desired, observed, anchor)),
         Goal::Suspended => suspended(desired, observed, anchor),
         Goal::Gone => gone(desired, observed),
     }
@@ -152,7 +166,7 @@ fn running(
     desired: &Desired<'_>,
     observed: &Observed,
     anchor: Option<(&Seen, Anchor)>,
-    objects: Option<&Objects>,
+    new: Option<New<'_>>,
     create: bool,
     made: &BTreeSet<String>,
 ) -> Plan {
@@ -183,8 +197,9 @@ fn running(
         Verdict::Reachable { .. } | Verdict::Waiting(_) => None,
     });
     let live = pod.is_some_and(|pod| !pod.terminating) && dead.is_none();
-    let renewed = objects.filter(|objects| **objects != anchor.objects && !live).is_some();
-    let objects = objects.filter(|_| renewed).unwrap_or(&anchor.objects);
+    let new = new.filter(|new| !live && (*new.objects != anchor.objects || *new.bind != anchor.bind));
+    let renewed = new.is_some();
+    let objects = new.map_or(&anchor.objects, |new| new.objects);
     let mut steps = Vec::new();
     if anchor.wanted != Wanted::Running || renewed {
         steps.push(Step::Want(Wanted::Running));
@@ -210,6 +225,13 @@ fn running(
                 }
                 steps.push(Step::Delete { part, uid: seen.uid.clone() });
                 in_the_way.push(part);
+            }
+            // Somebody has cut it loose, or a backup has brought it back: files are never taken for remains.
+            Ownership::Stale if part == Part::Workspace && is_orphan(&seen.object["metadata"]) => {
+                if anchor.leased_until.is_some() {
+                    return Plan { steps: vec![Step::Keep], next: Next::Again };
+                }
+                steps.push(Step::Adopt(part));
             }
             Ownership::Stale => {
                 steps.push(Step::Delete { part, uid: seen.uid.clone() });
@@ -242,12 +264,26 @@ fn running(
         return Plan { steps, next: Next::Again };
     }
     let Some(pod) = observed.get(Part::Pod) else { return Plan { steps, next: Next::Again } };
-    let next = match judge(&pod.pod(), &[]) {
+    Plan { steps, next: judged(pod) }
+}
+
+fn there(desired: &Desired<'_>, observed: &Observed, anchor: Option<(&Seen, Anchor)>) -> Next {
+    let anchor = anchor.filter(|(seen, anchor)| !seen.terminating && anchor.wanted == Wanted::Running);
+    let pod = observed.get(Part::Pod).filter(|pod| !pod.terminating);
+    let (Some((_, anchor)), Some(pod)) = (anchor, pod) else { return Next::Refused(Refusal::NotFound) };
+    match owner_of(desired, &anchor).of(&pod.object["metadata"]) {
+        Ownership::Ours => judged(pod),
+        Ownership::Foreign(owner) => refused(desired, Part::Pod, owner),
+        Ownership::Stale | Ownership::Unowned => Next::Refused(Refusal::NotFound),
+    }
+}
+
+fn judged(pod: &Seen) -> Next {
+    match judge(&pod.pod(), &[]) {
         Verdict::Reachable { address } => Next::Reachable { address },
         Verdict::Waiting(waiting) => Next::Await { parts: vec![Part::Pod], waiting },
         Verdict::Failed(failure) => Next::Failed(failure),
-    };
-    Plan { steps, next }
+    }
 }
 
 fn leads_to_pod(part: Part) -> bool {

@@ -11,9 +11,21 @@ use super::{
     names::Names,
     observe::Observed,
     part::Part,
-    plan::{Desired, Goal, Next, plan},
+    plan::{Desired, Goal, New, Next, plan},
     settings::{Overrides, Profile, Settings, Sources},
 };
+
+fn bind() -> BindRequest {
+    BindRequest {
+        keys: Vec::new(),
+        environment: Environment::new(),
+        inherit_environment: true,
+        user: None,
+        working_dir: "/workspace".to_owned(),
+        limits: Default::default(),
+        deadline_seconds: None,
+    }
+}
 
 /// One sandbox `box` of the installation `here`, and what is seen of it.
 struct World {
@@ -56,15 +68,7 @@ impl World {
             leased_until: Some(Timestamp::UNIX_EPOCH),
             key: Secret::new("k"),
             bind_secret: Secret::new("b"),
-            bind: BindRequest {
-                keys: Vec::new(),
-                environment: Environment::new(),
-                inherit_environment: true,
-                user: None,
-                working_dir: "/workspace".to_owned(),
-                limits: Default::default(),
-                deadline_seconds: None,
-            },
+            bind: bind(),
         };
         let mut object = anchor.manifest("here", &self.names, &self.objects);
         // As the API server stores it.
@@ -124,7 +128,8 @@ impl World {
 
     #[track_caller]
     fn check_running(&self, steps: &str, next: &str) {
-        self.check(Goal::Running { objects: Some(&self.objects), create: true, made: &self.made }, steps, next);
+        let new = Some(New { objects: &self.objects, bind: &bind() });
+        self.check(Goal::Running { new, create: true, made: &self.made }, steps, next);
     }
 }
 
@@ -225,6 +230,20 @@ fn what_belongs_to_an_earlier_life_goes_before_it_is_made_anew() {
 }
 
 #[test]
+fn files_that_were_cut_loose_or_restored_go_on_and_are_no_garbage_from_then_on() {
+    let loose = |object: &mut Value| drop(object["metadata"].as_object_mut().unwrap().shift_remove("ownerReferences"));
+    let kept = |anchor: &mut Value| {
+        drop(anchor["metadata"]["annotations"].as_object_mut().unwrap().shift_remove("wharf.dev/leased-until"));
+    };
+    World::new(Profile::Wharf).anchored().whole().with(Part::Workspace, loose).check_running("Keep", "again");
+    World::new(Profile::Wharf)
+        .with_anchor(kept)
+        .whole()
+        .with(Part::Workspace, loose)
+        .check_running("Adopt(Workspace), Apply(Pod)", "again");
+}
+
+#[test]
 fn what_belongs_to_somebody_else_is_left_alone() {
     let refusal = "refused: Pod `wharf-box` belongs to installation `there`";
     World::new(Profile::Wharf).with(Part::Pod, foreign).check_running("", refusal);
@@ -259,10 +278,28 @@ fn new_settings_count_once_there_is_no_live_pod() {
     let world = World::new(Profile::Wharf).anchored().whole();
     let mut newer = world.objects.clone();
     newer.get_mut(&Part::Pod).unwrap()["spec"]["containers"][0]["image"] = json!("newer");
-    let goal = || Goal::Running { objects: Some(&newer), create: true, made: &world.made };
-    world.check(goal(), "Want(Running), Apply(Pod)", "again");
-    let live = World::new(Profile::Wharf).anchored().whole().with(Part::Pod, running);
-    live.check(goal(), "", "reachable at 10.0.0.7");
+    let other = BindRequest { environment: [("A".to_owned(), "b".to_owned())].into(), ..bind() };
+    for new in [New { objects: &newer, bind: &bind() }, New { objects: &world.objects, bind: &other }] {
+        let goal = || Goal::Running { new: Some(new), create: true, made: &world.made };
+        world.check(goal(), "Want(Running), Apply(Pod)", "again");
+        let live = World::new(Profile::Wharf).anchored().whole().with(Part::Pod, running);
+        live.check(goal(), "", "reachable at 10.0.0.7");
+    }
+}
+
+#[test]
+fn who_only_uses_a_sandbox_changes_nothing_of_it() {
+    let missing = "refused: there is no such sandbox";
+    let suspended = |anchor: &mut Value| anchor["metadata"]["annotations"]["wharf.dev/desired"] = json!("suspended");
+    let whole = || World::new(Profile::Wharf).anchored().whole();
+    whole().with(Part::Pod, running).check(Goal::There, "", "reachable at 10.0.0.7");
+    whole().with(Part::Pod, |_| {}).check(Goal::There, "", "await [Pod]: scheduling");
+    whole().with(Part::Pod, ended).check(Goal::There, "", "failed: its pod was evicted: disk");
+    whole().with(Part::Pod, terminating).check(Goal::There, "", missing);
+    whole().check(Goal::There, "", missing);
+    World::new(Profile::Wharf).with_anchor(suspended).with(Part::Pod, running).check(Goal::There, "", missing);
+    let theirs = "refused: Pod `wharf-box` belongs to installation `there`";
+    whole().with(Part::Pod, foreign).check(Goal::There, "", theirs);
 }
 
 #[test]
@@ -274,7 +311,7 @@ fn a_suspended_sandbox_keeps_its_workspace_and_says_so_first() {
     World::new(Profile::Wharf).with_anchor(suspended).check(Goal::Suspended, "", "reached");
     World::new(Profile::Wharf).check(Goal::Suspended, "", "refused: there is no such sandbox");
     World::new(Profile::Wharf).with_anchor(suspended).with(Part::Workspace, |_| {}).check(
-        Goal::Running { objects: None, create: false, made: &BTreeSet::new() },
+        Goal::Running { new: None, create: false, made: &BTreeSet::new() },
         "Want(Running), Apply(Policy), Apply(Pod)",
         "again",
     );

@@ -4,6 +4,8 @@
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
 use serde::Serialize;
 
+use super::{manifest::container_name, settings::Profile};
+
 /// Longest text that is taken over from the cluster or a sandbox.
 const LONGEST_TEXT: usize = 600;
 
@@ -113,19 +115,23 @@ pub(super) fn shown(text: &str) -> String {
 /// Judges a pod that is to run. `events` are those about it, in any order.
 pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     let Some(status) = &pod.status else { return Verdict::Waiting(Waiting::at(Stage::Scheduling)) };
+    // Others may have been put beside it, such as a service mesh's proxy: what those do says nothing of the sandbox.
+    let is_sandbox = |name: &str| [Profile::Wharf, Profile::OpenHands].map(container_name).contains(&name);
+    let sandbox = status.container_statuses.iter().flatten().find(|container| is_sandbox(&container.name));
+    let init = status.init_container_statuses.iter().flatten();
     let containers: Vec<&ContainerStatus> =
-        status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
+        init.filter(|container| !is_sidecar(pod, &container.name)).chain(sandbox).collect();
     if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Verdict::Failed(ended(pod, &containers));
     }
     if let Some(failure) = containers.iter().find_map(|container| failure_of(container)) {
         return Verdict::Failed(failure);
     }
-    let running = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    let state = sandbox.and_then(|container| container.state.as_ref());
+    if state.is_some_and(|state| state.terminated.is_some()) {
+        return Verdict::Failed(ended(pod, &containers));
+    }
+    let running = state.is_some_and(|state| state.running.is_some());
     if let Some(address) = status.pod_ip.as_ref().filter(|address| running && !address.is_empty()) {
         return Verdict::Reachable { address: address.clone() };
     }
@@ -141,6 +147,12 @@ pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
         return Verdict::Waiting(Waiting::at(Stage::Scheduling));
     }
     Verdict::Waiting(containers.iter().find_map(|container| waiting_of(container)).unwrap_or_else(|| told_by(events)))
+}
+
+/// Whether an init container goes on beside the others (Kubernetes 1.29).
+pub(super) fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let mut init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    init.any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
 }
 
 /// How a pod that has ended came to its end.
@@ -261,7 +273,11 @@ mod tests {
     #[track_caller]
     fn check(status: Value, events: Value, expected: &str) {
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": {}, "spec": { "containers": [], "nodeName": "node" }, "status": status
+            "metadata": {}, "status": status,
+            "spec": {
+                "containers": [], "nodeName": "node",
+                "initContainers": [{ "name": "istio-proxy", "restartPolicy": "Always" }],
+            },
         }))
         .unwrap();
         let events: Vec<Event> = serde_json::from_value(events).unwrap();
@@ -341,6 +357,35 @@ mod tests {
         let start =
             json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": "exec format error" } });
         check(container(start), json!([]), "StartFailed: exec format error");
+    }
+
+    #[test]
+    fn what_is_beside_the_sandbox_in_its_pod_says_nothing_of_it() {
+        let beside = |sandbox: Value, proxy: Value, kind: &str| {
+            let mut status = container(sandbox);
+            status["phase"] = json!("Running");
+            status["podIP"] = json!("10.1.2.3");
+            let mut beside = status["containerStatuses"][0].clone();
+            beside["name"] = json!("istio-proxy");
+            beside["state"] = proxy;
+            let mut all = status[kind].as_array().cloned().unwrap_or_default();
+            all.insert(0, beside);
+            status[kind] = json!(all);
+            status
+        };
+        let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "m" } });
+        let ended =
+            |code: u8, reason: &str| json!({ "terminated": { "exitCode": code, "reason": reason, "message": "m" } });
+        let running = || json!({ "running": {} });
+        for kind in ["containerStatuses", "initContainerStatuses"] {
+            check(beside(waiting("ContainerCreating"), running(), kind), json!([]), "starting");
+            check(beside(running(), waiting("CrashLoopBackOff"), kind), json!([]), "reachable at 10.1.2.3");
+            check(
+                beside(ended(137, "OOMKilled"), ended(2, "Error"), kind),
+                json!([]),
+                "OutOfMemory: its processes took more memory than its limit, and the kernel killed it",
+            );
+        }
     }
 
     #[test]

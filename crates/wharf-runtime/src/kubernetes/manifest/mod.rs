@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use wharf_protocol::SandboxId;
 
-pub(super) use self::ownership::whose;
 pub use self::ownership::{FIELD_MANAGER, Owner, Ownership, labels};
+pub(super) use self::ownership::{is_orphan, whose};
 use super::{
     names::Names,
     part::Part,
@@ -25,9 +25,19 @@ pub const SERVER_PORT: u16 = 8080;
 pub const CODE_PORT: u16 = 8081;
 /// Where an agent starts web applications, as the original tells it.
 pub const APP_PORTS: [u16; 2] = [30082, 30083];
+/// sandboxd ends itself at its deadline; a pod that cannot is ended so much later.
+pub(super) const DEADLINE_GRACE_SECONDS: u64 = 60;
 /// Keys of the anchor's data.
 pub(super) const BIND_SECRET: &str = "bind-secret";
 pub(super) const KEY: &str = "key";
+
+/// What the container of a sandbox is called; whatever else is in its pod, an admission webhook has put there.
+pub(super) fn container_name(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Wharf => "sandbox",
+        Profile::OpenHands => "runtime",
+    }
+}
 
 /// The objects of one sandbox, but its anchor.
 pub type Objects = BTreeMap<Part, Value>;
@@ -63,10 +73,16 @@ pub struct Request {
 /// All objects of a sandbox as they are without an owner.
 pub fn objects(id: &SandboxId, settings: &Settings, request: &Request) -> Objects {
     let names = Names::of(id, settings.profile);
-    match settings.profile {
+    let mut objects = match settings.profile {
         Profile::Wharf => wharf::objects(&names, settings, request),
         Profile::OpenHands => openhands::objects(&names, settings, request),
+    };
+    if objects.contains_key(&Part::Policy)
+        && let Some(pod) = objects.get_mut(&Part::Pod)
+    {
+        pod["metadata"]["labels"][labels::WALLED] = json!("yes");
     }
+    objects
 }
 
 /// What users of both profiles can ask of a pod beyond what the original knows.

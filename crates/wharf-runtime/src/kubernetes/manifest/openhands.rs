@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     APP_PORTS, CODE_PORT, KEY, Objects, Request, SERVER_PORT, add_container_extras, add_extra_volumes, add_pod_extras,
-    claim, ingress, metadata, policy, resources,
+    claim, container_name, ingress, metadata, policy, resources,
 };
 use crate::kubernetes::{
     names::Names,
@@ -124,7 +124,7 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         security["seccompProfile"] = json!({ "type": "RuntimeDefault" });
     }
     let mut container = json!({
-        "name": "runtime",
+        "name": container_name(settings.profile),
         "image": settings.image,
         "command": command(settings, request),
         "workingDir": "/openhands/code/",

@@ -13,6 +13,8 @@ pub mod labels {
     pub const INSTALLATION: &str = "wharf.dev/installation";
     /// Which sandbox an object is of.
     pub const SANDBOX: &str = "wharf.dev/sandbox";
+    /// Label of a pod with a NetworkPolicy of its own: all that this one does not open is closed.
+    pub const WALLED: &str = "wharf.dev/walled";
     /// Annotation of an anchor: the sandbox's id as its maker wrote it.
     pub const ID: &str = "wharf.dev/id";
     pub const PROFILE: &str = "wharf.dev/profile";
@@ -20,8 +22,6 @@ pub mod labels {
     pub const DESIRED: &str = "wharf.dev/desired";
     /// Annotation of an anchor: which call made it.
     pub const CREATION: &str = "wharf.dev/creation";
-    /// Annotation of an anchor: when its sandbox was ready for the first time.
-    pub const READY_AT: &str = "wharf.dev/ready-at";
     /// Annotation of an anchor: until when whoever needs it has said to be there.
     pub const LEASED_UNTIL: &str = "wharf.dev/leased-until";
 }
@@ -80,6 +80,11 @@ pub enum Ownership {
     Unowned,
     /// Another installation's or another sandbox's.
     Foreign(String),
+}
+
+/// Whether nobody owns it. What an anchor made always names its anchor, and the cluster collects it after that one's end.
+pub(crate) fn is_orphan(metadata: &Value) -> bool {
+    metadata["ownerReferences"].as_array().is_none_or(Vec::is_empty)
 }
 
 /// Whose an object is that has the name of one of a sandbox's.

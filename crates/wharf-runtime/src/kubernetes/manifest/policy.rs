@@ -5,14 +5,16 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::kubernetes::{
+    manifest::labels,
     names::Names,
     settings::{Clients, Egress, Settings},
 };
 
 /// Where clouds give a machine's credentials to whoever asks from it: AWS, Google, Azure, OpenStack, DigitalOcean
-/// (169.254.169.254, fd00:ec2::254, fd20:ce::254), Amazon ECS and EKS pod identities, Azure's wire server, Alibaba, Oracle.
-const METADATA: [&str; 9] = [
+/// (169.254.169.254, fd00:ec2::254, fd20:ce::254), GKE's metadata server (169.254.169.252), Amazon ECS and EKS pod identities, Azure's wire server, Alibaba, Oracle.
+const METADATA: [&str; 10] = [
     "169.254.169.254/32",
+    "169.254.169.252/32",
     "169.254.170.2/32",
     "169.254.170.23/32",
     "168.63.129.16/32",
@@ -42,7 +44,10 @@ pub(super) fn policy(names: &Names, settings: &Settings, selector: Value, ports:
 
 fn from(clients: &Clients) -> Value {
     match clients {
-        Clients::SameNamespace => json!({ "podSelector": {} }),
+        // The ports of web applications ask for no key: one sandbox is no client of another.
+        Clients::SameNamespace => json!({
+            "podSelector": { "matchExpressions": [{ "key": labels::SANDBOX, "operator": "DoesNotExist" }] }
+        }),
         Clients::Namespaces(labels) => json!({ "namespaceSelector": { "matchLabels": labels } }),
         Clients::Cluster => json!({ "namespaceSelector": {} }),
     }
@@ -63,10 +68,10 @@ fn egress(egress: &Egress) -> Value {
     }
 }
 
-/// A network without the metadata addresses in it.
+/// A network without the metadata addresses in it, unless it is one of them: who names one means it.
 fn block(network: &str) -> Value {
-    let except: Vec<_> =
-        METADATA.into_iter().filter(|address| *address != network && contains(network, address)).collect();
+    let lies_within = |address: &&str| contains(network, address) && !contains(address, network);
+    let except: Vec<_> = METADATA.into_iter().filter(lies_within).collect();
     if except.is_empty() {
         json!({ "ipBlock": { "cidr": network } })
     } else {
@@ -114,7 +119,10 @@ mod tests {
         let open = egress(&Egress::Open).to_string();
         assert!(METADATA.iter().all(|address| open.contains(address)), "{open}");
         assert_eq!(block("10.0.0.0/8"), json!({ "ipBlock": { "cidr": "10.0.0.0/8" } }));
-        assert_eq!(block("169.254.0.0/16")["ipBlock"]["except"], json!(METADATA[..3]));
+        assert_eq!(block("169.254.0.0/16")["ipBlock"]["except"], json!(METADATA[..4]));
+        for named in ["169.254.169.254/32", "fd00:ec2:0::254/128"] {
+            assert_eq!(block(named), json!({ "ipBlock": { "cidr": named } }));
+        }
         assert_eq!(egress(&Egress::None), json!([]));
     }
 }

@@ -3,13 +3,14 @@
 use serde_json::{Value, json};
 
 use super::{
-    APP_PORTS, BIND_SECRET, Carried, Objects, Request, SERVER_PORT, Workspace, add_container_extras, add_extra_volumes,
-    add_pod_extras, claim, ingress, metadata, ownership::SANDBOX_LABEL, policy, pull_policy, resources,
+    APP_PORTS, BIND_SECRET, Carried, DEADLINE_GRACE_SECONDS, Objects, Request, SERVER_PORT, Workspace,
+    add_container_extras, add_extra_volumes, add_pod_extras, claim, container_name, ingress, metadata,
+    ownership::SANDBOX_LABEL, policy, pull_policy, resources,
 };
 use crate::kubernetes::{
     names::Names,
     part::Part,
-    settings::{IngressMode, Settings},
+    settings::{IngressMode, Settings, sum},
 };
 
 /// Where the pod has what is ours. Images have nothing there.
@@ -102,20 +103,28 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         .into_iter()
         .chain(APP_PORTS.map(|port| json!({ "containerPort": port, "name": format!("app-{port}") })))
         .collect();
+    let mut resources = resources(settings);
+    // A kubelet counts an ephemeral workspace with all else that the pod writes.
+    if request.workspace == Workspace::Ephemeral
+        && let Some(limit) = &settings.ephemeral_storage_limit
+        && let Some(both) = sum(limit, &settings.storage_size)
+    {
+        resources["limits"]["ephemeral-storage"] = json!(both);
+    }
     let mut container = json!({
-        "name": "sandbox",
+        "name": container_name(settings.profile),
         "image": settings.image,
         "command": [
             format!("{PROGRAM_DIRECTORY}/wharf-sandboxd"),
             "serve",
             "--listen",
-            format!("tcp:0.0.0.0:{SERVER_PORT}"),
+            format!("tcp:[::]:{SERVER_PORT}"),
             "--bind-secret-file",
             format!("{SECRET_DIRECTORY}/{BIND_SECRET}"),
         ],
         "ports": ports,
         "volumeMounts": mounts,
-        "resources": resources(settings),
+        "resources": resources,
         // No probe: it would say of a blank sandboxd that it is ready, costs a node a request per sandbox for ever, and keeps
         // a Service closed for a period if it comes before sandboxd listens.
         "securityContext": container_security(settings),
@@ -150,8 +159,7 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         spec["initContainers"] = json!([carrier]);
     }
     if let Some(seconds) = request.deadline_seconds {
-        // sandboxd ends itself at the deadline; this is for one that cannot.
-        spec["activeDeadlineSeconds"] = json!(seconds.saturating_add(60));
+        spec["activeDeadlineSeconds"] = json!(seconds.saturating_add(DEADLINE_GRACE_SECONDS));
     }
     if let Some(spec) = spec.as_object_mut() {
         add_pod_extras(spec, settings);

@@ -35,8 +35,17 @@ impl Settings {
     ///
     /// Every problem that the API server would have with them, one by one.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let problems = check(self, &Origins::default());
+        let problems = self.problems(&[]);
         if problems.is_empty() { Ok(()) } else { Err(SettingsError { problems }) }
+    }
+
+    /// The same; each of `names` is a place in the file and what whoever has changed the value there calls it.
+    pub(in crate::kubernetes) fn problems(&self, names: &[(&str, &str)]) -> Vec<SettingsProblem> {
+        let mut origins = Origins::default();
+        for (path, name) in names {
+            origins.set(*path, *name);
+        }
+        check(self, &origins)
     }
 }
 

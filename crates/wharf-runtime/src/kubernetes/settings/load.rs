@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use k8s_openapi::api::core::v1::Toleration;
 
 use super::{
-    IngressSettings, OpenHandsVersion, Profile, RouteChoice, Settings, SettingsError, SettingsProblem, Variables,
-    at_most,
+    Clients, Egress, IngressMode, IngressSettings, OpenHandsVersion, Profile, RouteChoice, Settings, SettingsError,
+    SettingsProblem, Variables, at_most,
     check::{SELECTOR_PAIR, check},
     keys::Key,
     reader::Reader,
@@ -377,6 +377,26 @@ fn server_user_id(read: &mut Reader<'_>, profile: Profile, version: OpenHandsVer
 }
 
 fn warn_of_dangers(settings: &Settings, warnings: &mut Vec<String>) {
+    let walled = settings.profile == Profile::Wharf || settings.hardened;
+    if !walled && (settings.clients != Clients::default() || settings.egress != Egress::default()) {
+        warnings
+            .push("`wharf.clients` and `wharf.egress` count only with `wharf.hardened` under this profile".to_owned());
+    }
+    if settings.profile == Profile::Wharf
+        && settings.ingress.enabled
+        && settings.ingress.mode == IngressMode::Path
+        && settings.ingress.annotations.is_empty()
+    {
+        let told = "`wharf.ingress_mode` is `path`: the ingress controller has to take the path's beginning off, which \
+                    `wharf.ingress_annotations` may tell it";
+        warnings.push(told.to_owned());
+    }
+    if walled && settings.ingress.enabled && settings.clients == Clients::SameNamespace {
+        warnings.push(
+            "`wharf.clients` is `same-namespace`: an ingress controller of another namespace does not get through to sandboxes"
+                .to_owned(),
+        );
+    }
     match settings.profile {
         Profile::Wharf if settings.privileged => {
             warnings.push("`kubernetes.privileged` is true: nothing keeps a sandbox from its node".to_owned());

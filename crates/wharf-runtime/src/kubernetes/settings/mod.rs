@@ -109,7 +109,7 @@ pub enum Egress {
     Open,
     /// Nowhere, DNS neither.
     None,
-    /// DNS, and these networks (CIDR), still without the metadata addresses.
+    /// DNS, and these networks (CIDR), without the metadata addresses in them unless one is named itself.
     To(Vec<String>),
 }
 
@@ -238,7 +238,7 @@ pub struct SettingsError {
 }
 
 impl SettingsProblem {
-    fn new(field: impl Into<String>, value: impl AsRef<str>, reason: impl Into<String>) -> Self {
+    pub(super) fn new(field: impl Into<String>, value: impl AsRef<str>, reason: impl Into<String>) -> Self {
         Self { field: cut(&field.into()), value: cut(value.as_ref()), reason: reason.into() }
     }
 
@@ -271,6 +271,11 @@ fn cut(text: &str) -> String {
         hidden.then(|| character.escape_default()).into_iter().flatten().chain((!hidden).then_some(character))
     });
     visible.take(MOST).collect()
+}
+
+/// Whole bytes that are at least both quantities together, if they are quantities.
+pub(super) fn sum(quantity: &str, other: &str) -> Option<String> {
+    quantity::sum(quantity, other)
 }
 
 /// The smaller of two quantities; the first if they cannot be compared.

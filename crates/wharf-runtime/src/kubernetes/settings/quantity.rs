@@ -62,6 +62,12 @@ pub(super) fn compare(text: &str, other: &str) -> Option<Ordering> {
     Some(Quantity::parse(text).ok()?.cmp(&Quantity::parse(other).ok()?))
 }
 
+/// Whole bytes that are at least both together, if both are quantities.
+pub(super) fn sum(text: &str, other: &str) -> Option<String> {
+    let nanos = Quantity::parse(text).ok()?.nanos + Quantity::parse(other).ok()?.nanos;
+    Some(nanos.div_ceil(NANOS).to_string())
+}
+
 #[derive(Clone, Copy)]
 enum Unit {
     Decimal { exponent: i32 },
@@ -188,6 +194,13 @@ mod tests {
         check_refused(&"9".repeat(60), "too many digits");
         check_refused(&"9".repeat(65), "at most 64");
         check("9223372036854775807", u128::from(i64::MAX.unsigned_abs()) * NANOS);
+    }
+
+    #[test]
+    fn quantities_of_different_units_add_up() {
+        assert_eq!(sum("1Ki", "1k").as_deref(), Some("2024"));
+        assert_eq!(sum("1500m", "1").as_deref(), Some("3"));
+        assert_eq!(sum("much", "1"), None);
     }
 
     #[test]
