@@ -95,6 +95,12 @@ impl Operation {
         }
     }
 
+    /// Whether it makes such a call each time, if it has made it once. Why something takes long is asked only if it does, and
+    /// who attaches to a pod that answers at once need not follow it.
+    fn surely_makes(self, call: &Target) -> bool {
+        call.resource.as_deref() != Some("events") && (self, call.verb) != (Self::Attach, Verb::Watch)
+    }
+
     /// What is there after it.
     fn leaves(self) -> &'static [&'static str] {
         match self {
@@ -300,8 +306,7 @@ async fn live(namespace: &Namespace, life: Life) -> Vec<String> {
             fail(&why);
             break;
         }
-        // Why it takes long is asked only if it does.
-        let sure = wrong.filter(|wrong| wrong.target.resource.as_deref() != Some("events"));
+        let sure = wrong.filter(|wrong| operation.surely_makes(&wrong.target));
         let met =
             |call: &Call, wrong: &Wrong| call.fault.is_some() && call.target.to_string() == wrong.target.to_string();
         if sure.is_some_and(|wrong| !calls.iter().any(|call| met(call, wrong))) {
@@ -640,12 +645,8 @@ async fn operations_that_race_leave_a_whole_sandbox_or_none() {
         (Attach, Close),
         (Attach, Delete),
     ] {
-        // Who attaches to a pod that answers at once need not follow it.
-        let is_certain = |call: &&Call| {
-            call.target.resource.as_deref() != Some("events")
-                && (first, call.target.verb) != (Operation::Attach, Verb::Watch)
-        };
-        let certain: Vec<Call> = calls[&first].iter().filter(is_certain).cloned().collect();
+        let certain: Vec<Call> =
+            calls[&first].iter().filter(|call| first.surely_makes(&call.target)).cloned().collect();
         let held = every(&certain, |_| vec![("the other", Action::Delay(Duration::ZERO))]);
         cases.extend(held.into_iter().map(|wrong| (first, second, wrong)));
     }
