@@ -1,6 +1,8 @@
 //! What the client does when nothing comes any more, as from a node without power: no end, no reset, no answer.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
@@ -18,16 +20,12 @@ use tokio_tungstenite::{
         handshake::server::{Request, Response},
     },
 };
-use tokio_util::sync::CancellationToken;
 use wharf_client::{Dial, ErrorKind, Output, Route, RouteStream, Sandbox};
-use wharf_protocol::{ByteOffset, ExecRequest, Frame, Limits, Secret, SessionRequest, Stream};
-use wharf_sandboxd::{
-    core::{Core, Identity},
-    http::native,
-    process::users::current_user,
-};
+use wharf_protocol::{ByteOffset, ExecRequest, Frame, Secret, SessionRequest, Stream};
+use wharf_sandboxd::http::native;
 
-const KEY: &str = "the-key-of-a-test";
+use common::KEY;
+
 /// Longer than anything here waits.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -75,9 +73,16 @@ fn output(offset: u64, text: &str) -> Frame {
     Frame::Output { offset: ByteOffset(offset), stream: Stream::Stdout, data: text.to_owned().into() }
 }
 
+/// What the server sends in two parts is read whole, each part once.
+async fn check_one_and_two<T>(mut stream: Output, server: impl Future<Output = T>) {
+    let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
+    let (frames, _) = timeout(LONG, async { tokio::join!(reading, server) }).await.unwrap();
+    assert_eq!(frames, [Some(output(0, "one")), Some(output(3, "two"))]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_silent_for_45_seconds_is_opened_again_at_its_offset() {
-    let (mut stream, mut lines) = attached();
+    let (stream, mut lines) = attached();
     let server = async {
         let (mut first, _) = accept(lines.recv().await.unwrap()).await;
         first.send(Message::Binary(output(0, "one").encode())).await.unwrap();
@@ -87,9 +92,7 @@ async fn a_stream_that_is_silent_for_45_seconds_is_opened_again_at_its_offset() 
         second.send(Message::Binary(output(3, "two").encode())).await.unwrap();
         (first, second)
     };
-    let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
-    let (frames, _) = timeout(LONG, async { tokio::join!(reading, server) }).await.unwrap();
-    assert_eq!(frames, [Some(output(0, "one")), Some(output(3, "two"))]);
+    check_one_and_two(stream, server).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +139,7 @@ async fn who_reads_late_finds_the_stream_as_it_was() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_stream_is_noticed_and_a_talking_one_is_read_while_its_input_is_stuck() {
-    let (mut stream, mut lines) = attached();
+    let (stream, mut lines) = attached();
     let input = stream.input();
     // More than fits into the connection, of which the server reads nothing.
     input.send(Frame::Input { data: vec![0; 64 << 10].into() }).await;
@@ -148,9 +151,7 @@ async fn a_silent_stream_is_noticed_and_a_talking_one_is_read_while_its_input_is
         second.send(Message::Binary(output(3, "two").encode())).await.unwrap();
         (first, second)
     };
-    let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
-    let (frames, _) = timeout(LONG, async { tokio::join!(reading, server) }).await.unwrap();
-    assert_eq!(frames, [Some(output(0, "one")), Some(output(3, "two"))]);
+    check_one_and_two(stream, server).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,15 +225,7 @@ async fn over_tcp_frames_get_a_connection_of_their_own() {
 #[tokio::test]
 async fn sandboxd_keeps_the_stream_of_a_long_silent_command_and_of_an_idle_session() {
     let home = tempfile::tempdir().unwrap();
-    let core = Arc::new(Core::new(None, CancellationToken::new()));
-    let identity = Identity {
-        keys: vec![Secret::new(KEY)],
-        environment: [("PATH".to_owned(), std::env::var("PATH").unwrap())].into(),
-        user: current_user(),
-        working_dir: home.path().to_owned(),
-        limits: Limits::default(),
-    };
-    core.bind(identity, None).unwrap();
+    let core = common::core(home.path());
     let (sandbox, mut lines) = sandbox();
     let (router, opened) = (native::router(core.clone()), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
     let count = opened.clone();

@@ -1,6 +1,8 @@
 //! The client and the real server over unix sockets, also over one that is cut again and again.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -14,20 +16,18 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::Notify,
 };
-use tokio_util::sync::CancellationToken;
 use wharf_client::{ErrorKind, Exec, Route, Sandbox};
-use wharf_protocol::{CommandOutcome, ExecRequest, Frame, Limits, ProblemKind, RunRequest, Secret, SessionRequest};
+use wharf_protocol::{CommandOutcome, ExecRequest, Frame, ProblemKind, RunRequest, Secret, SessionRequest};
 use wharf_sandboxd::{
-    core::{Core, Identity},
+    core::Core,
     http::{
         native,
         server::{self, Connections, Listener},
     },
     options::Listen,
-    process::users::current_user,
 };
 
-const KEY: &str = "the-key-of-a-test";
+use common::KEY;
 
 struct Server {
     home: tempfile::TempDir,
@@ -45,15 +45,7 @@ impl Server {
     async fn start() -> Self {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("api.sock");
-        let core = Arc::new(Core::new(None, CancellationToken::new()));
-        let identity = Identity {
-            keys: vec![Secret::new(KEY)],
-            environment: [("PATH".to_owned(), std::env::var("PATH").unwrap())].into(),
-            user: current_user(),
-            working_dir: home.path().to_owned(),
-            limits: Limits::default(),
-        };
-        core.bind(identity, None).unwrap();
+        let core = common::core(home.path());
         let listener = Listener::open(&Listen::Unix(socket.clone())).await.unwrap();
         tokio::spawn(server::serve(listener, native::router(core.clone()), Connections::new(core.clone())));
         Self { home, socket, core }

@@ -87,10 +87,10 @@ pub(crate) fn place(text: &str) -> Result<Place, String> {
     if text.starts_with(['/', '.', ':']) {
         return Ok(Place::Local(text.to_owned()));
     }
-    let absolute = text.find(":/").map(|at| text.split_at(at)).map(|(name, path)| (name, &path[1..]));
-    let Some((name, path)) = absolute.or_else(|| text.split_once(':')) else {
+    let Some(colon) = text.find(":/").or_else(|| text.find(':')) else {
         return Ok(Place::Local(text.to_owned()));
     };
+    let (name, path) = (&text[..colon], &text[colon + 1..]);
     if !path.starts_with('/') && path.contains(':') {
         return Err(format!("`{text}` may mean several things: write SANDBOX:/PATH, or ./PATH for a file here"));
     }

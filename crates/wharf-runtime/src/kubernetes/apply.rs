@@ -53,21 +53,6 @@ impl Apply<'_> {
         self.call(&doing("change", Part::Anchor, name), || api.patch(name, &parameters, &patch)).await.map(plain)
     }
 
-    /// The same; gives what is there if it is another one by now, or gone.
-    pub(super) async fn change_or_see_anchor(
-        &self,
-        name: &str,
-        uid: &str,
-        change: &AnchorChange,
-    ) -> Result<Option<Value>, ApiError> {
-        match self.change_anchor(name, uid, change).await {
-            Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => {
-                self.get(Part::Anchor, name).await
-            }
-            changed => changed.map(Some),
-        }
-    }
-
     /// Makes an object of the sandbox, or makes it what it is to be.
     pub(super) async fn apply(
         &self,

@@ -31,7 +31,7 @@ use super::{
     observe::Observed,
     part::Part,
     plan::{Desired, Goal, New, Next, Plan, Refusal, Step, plan},
-    reason::{Failure, FailureKind, Stage, Verdict, Waiting, is_sidecar, judge, shown},
+    reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge, own_containers, shown},
     settings::Profile,
 };
 
@@ -257,6 +257,14 @@ impl<'a> Operation<'a> {
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let (names, settings) = (&self.names, self.settings);
         let (apply, owner, looked_at) = (&apply, &owner, &self.looked_at);
+        // Gives what is there if it is another one by now, or gone.
+        let change_anchor =
+            async |change: AnchorChange| match apply.change_anchor(&names.anchor, &owner.anchor_uid, &change).await {
+                Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => {
+                    Ok((Part::Anchor, apply.get(Part::Anchor, &names.anchor).await?))
+                }
+                changed => Ok((Part::Anchor, Some(changed?))),
+            };
         let one = async |step: &Step| -> Result<(Part, Option<Value>), ApiError> {
             match step {
                 Step::CreateAnchor => {
@@ -265,18 +273,15 @@ impl<'a> Operation<'a> {
                     Ok((Part::Anchor, Some(apply.create(Part::Anchor, &names.anchor, &manifest).await?)))
                 }
                 Step::Want(wanted) => {
-                    let change = AnchorChange {
+                    change_anchor(AnchorChange {
                         wanted: Some(*wanted),
                         objects: renewed.map(|(objects, _)| objects.clone()),
                         bind: renewed.map(|(_, anchor)| anchor.bind.clone()),
                         leased_until: None,
-                    };
-                    Ok((Part::Anchor, apply.change_or_see_anchor(&names.anchor, &owner.anchor_uid, &change).await?))
+                    })
+                    .await
                 }
-                Step::Keep => {
-                    let change = AnchorChange { leased_until: Some(None), ..AnchorChange::default() };
-                    Ok((Part::Anchor, apply.change_or_see_anchor(&names.anchor, &owner.anchor_uid, &change).await?))
-                }
+                Step::Keep => change_anchor(AnchorChange { leased_until: Some(None), ..AnchorChange::default() }).await,
                 Step::Apply(part) => {
                     let manifest = objects.and_then(|objects| objects.get(part));
                     let Some(manifest) = manifest else { return Ok((*part, None)) };
@@ -425,19 +430,16 @@ impl<'a> Operation<'a> {
     async fn open_watch(&mut self, part: Part) -> Result<bool, KubernetesError> {
         let version = self.observed.get(part).map(|seen| seen.resource_version.clone()).unwrap_or_default();
         let mut from_now = self.forgotten.remove(&part);
-        let opened = match from_now {
-            true => self.watch(part, FROM_NOW).await,
-            false => self.watch(part, &version).await,
-        };
-        let changes = match opened {
-            Err(error) if error.kind == ApiErrorKind::Expired && !from_now => {
-                from_now = true;
-                self.watch(part, FROM_NOW).await?
+        loop {
+            let since = if from_now { FROM_NOW } else { version.as_str() };
+            match self.watch(part, since).await {
+                Err(error) if error.kind == ApiErrorKind::Expired && !from_now => from_now = true,
+                opened => {
+                    self.watches.insert(part, opened?);
+                    return Ok(from_now);
+                }
             }
-            opened => opened?,
-        };
-        self.watches.insert(part, changes);
-        Ok(from_now)
+        }
     }
 
     async fn watch(&mut self, part: Part, version: &str) -> Result<Changes, ApiError> {
@@ -607,13 +609,13 @@ impl<'a> Operation<'a> {
         let deadline = Instant::now() + ANSWER_PATIENCE;
         let apply = Apply { cluster: self.cluster, deadline, report: &report };
         let Some(pod) = self.observed.get(Part::Pod) else { return Vec::new() };
-        let statuses = pod.pod().status.and_then(|status| status.init_container_statuses).unwrap_or_default();
-        let has_failed = |status: &&ContainerStatus| {
-            let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
-            ended.is_some_and(|ended| ended.exit_code != 0) && !is_sidecar(&pod.pod(), &status.name)
+        let pod = pod.pod();
+        let has_failed = |container: &&ContainerStatus| {
+            let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+            ended.is_some_and(|ended| ended.exit_code != 0)
         };
-        let failed = statuses.iter().find(has_failed).map(|status| status.name.as_str());
-        let name = failed.unwrap_or(container_name(self.profile));
+        let failed = own_containers(&pod).into_iter().find(has_failed);
+        let name = failed.map_or(container_name(self.profile), |container| container.name.as_str());
         let log = apply.log_end(&self.names.pod, name, LOG_LINES).await.unwrap_or_default();
         log.lines().map(shown).filter(|line| !line.is_empty()).collect()
     }

@@ -115,19 +115,14 @@ pub(super) fn shown(text: &str) -> String {
 /// Judges a pod that is to run. `events` are those about it, in any order.
 pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     let Some(status) = &pod.status else { return Verdict::Waiting(Waiting::at(Stage::Scheduling)) };
-    // Others may have been put beside it, such as a service mesh's proxy: what those do says nothing of the sandbox.
-    let is_sandbox = |name: &str| [Profile::Wharf, Profile::OpenHands].map(container_name).contains(&name);
-    let sandbox = status.container_statuses.iter().flatten().find(|container| is_sandbox(&container.name));
-    let init = status.init_container_statuses.iter().flatten();
-    let containers: Vec<&ContainerStatus> =
-        init.filter(|container| !is_sidecar(pod, &container.name)).chain(sandbox).collect();
+    let containers = own_containers(pod);
     if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Verdict::Failed(ended(pod, &containers));
     }
     if let Some(failure) = containers.iter().find_map(|container| failure_of(container)) {
         return Verdict::Failed(failure);
     }
-    let state = sandbox.and_then(|container| container.state.as_ref());
+    let state = containers.iter().find(|container| is_sandbox(container)).and_then(|sandbox| sandbox.state.as_ref());
     if state.is_some_and(|state| state.terminated.is_some()) {
         return Verdict::Failed(ended(pod, &containers));
     }
@@ -149,8 +144,21 @@ pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     Verdict::Waiting(containers.iter().find_map(|container| waiting_of(container)).unwrap_or_else(|| told_by(events)))
 }
 
+/// What runs before the sandbox, and then the sandbox itself. Others may have been put beside it, such as a service mesh's
+/// proxy: what those do says nothing of the sandbox.
+pub(super) fn own_containers(pod: &Pod) -> Vec<&ContainerStatus> {
+    let init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let main = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let before = init.filter(|container| !is_sidecar(pod, &container.name));
+    before.chain(main.filter(|container| is_sandbox(container))).collect()
+}
+
+fn is_sandbox(container: &ContainerStatus) -> bool {
+    [Profile::Wharf, Profile::OpenHands].map(container_name).contains(&container.name.as_str())
+}
+
 /// Whether an init container goes on beside the others (Kubernetes 1.29).
-pub(super) fn is_sidecar(pod: &Pod, name: &str) -> bool {
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
     let mut init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     init.any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
 }

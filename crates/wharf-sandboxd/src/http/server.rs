@@ -62,7 +62,7 @@ impl Listener {
     pub async fn open(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(SocketAddr::V6(address)) if address.ip().is_unspecified() => {
-                listen_everywhere(address.port(), listen_at_both).map(Self::Tcp)
+                listen_everywhere(address.port(), listen_at_both).await.map(Self::Tcp)
             }
             Listen::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
             Listen::Unix(path) => {
@@ -75,14 +75,11 @@ impl Listener {
     }
 }
 
-fn listen_everywhere(port: u16, at_both: impl FnOnce(u16) -> io::Result<TcpListener>) -> io::Result<TcpListener> {
+async fn listen_everywhere(port: u16, at_both: impl FnOnce(u16) -> io::Result<TcpListener>) -> io::Result<TcpListener> {
     match at_both(port) {
         Err(error) if lacks_ipv6(&error) => {
             info!(%error, "the kernel has no IPv6; listening at 0.0.0.0 instead of [::]");
-            let socket = TcpSocket::new_v4()?;
-            socket.set_reuseaddr(true)?;
-            socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
-            socket.listen(BACKLOG)
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
         }
         opened => opened,
     }
@@ -257,7 +254,7 @@ mod tests {
     #[tokio::test]
     async fn without_ipv6_the_listener_is_at_ipv4_and_any_other_fault_is_told() {
         for (errno, ipv4) in [(Errno::AFNOSUPPORT, true), (Errno::ADDRNOTAVAIL, true), (Errno::ADDRINUSE, false)] {
-            match listen_everywhere(0, |_| Err(errno.into())) {
+            match listen_everywhere(0, |_| Err(errno.into())).await {
                 Ok(listener) => assert!(ipv4 && listener.local_addr().unwrap().is_ipv4(), "{errno}"),
                 Err(error) => assert!(!ipv4 && Errno::from_io_error(&error) == Some(errno), "{errno}: {error}"),
             }

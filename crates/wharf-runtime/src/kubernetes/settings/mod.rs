@@ -23,6 +23,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::core::v1::{Affinity, Toleration, Volume};
 
 pub use self::load::{Loaded, Overrides, Sources};
+pub(super) use self::quantity::sum;
 
 /// Whose objects a sandbox is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -271,11 +272,6 @@ fn cut(text: &str) -> String {
         hidden.then(|| character.escape_default()).into_iter().flatten().chain((!hidden).then_some(character))
     });
     visible.take(MOST).collect()
-}
-
-/// Whole bytes that are at least both quantities together, if they are quantities.
-pub(super) fn sum(quantity: &str, other: &str) -> Option<String> {
-    quantity::sum(quantity, other)
 }
 
 /// The smaller of two quantities; the first if they cannot be compared.

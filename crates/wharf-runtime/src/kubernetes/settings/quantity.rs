@@ -63,7 +63,7 @@ pub(super) fn compare(text: &str, other: &str) -> Option<Ordering> {
 }
 
 /// Whole bytes that are at least both together, if both are quantities.
-pub(super) fn sum(text: &str, other: &str) -> Option<String> {
+pub(in crate::kubernetes) fn sum(text: &str, other: &str) -> Option<String> {
     let nanos = Quantity::parse(text).ok()?.nanos + Quantity::parse(other).ok()?.nanos;
     Some(nanos.div_ceil(NANOS).to_string())
 }
