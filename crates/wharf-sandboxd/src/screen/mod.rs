@@ -489,9 +489,6 @@ impl State {
             paint(alternate, &mut out);
         }
         let grid = self.grid();
-        if self.region != (0, self.size.rows - 1) {
-            out.push_str(&format!("\x1b[{};{}r", self.region.0 + 1, self.region.1 + 1));
-        }
         let modes = &self.modes;
         let private = [
             (7, !modes.wrap, 'l'),
@@ -514,23 +511,33 @@ impl State {
         if modes.insert {
             out.push_str("\x1b[4h");
         }
+        if modes.newline {
+            out.push_str("\x1b[20h");
+        }
         if !self.title.is_empty() {
             out.push_str(&format!("\x1b]2;{}\x07", self.title));
         }
-        let column = grid.cursor.column.min(self.size.columns - 1);
-        out.push_str(&format!("\x1b[{};{}H", grid.cursor.row + 1, column + 1));
-        if grid.cursor.style != Style::default() {
-            out.push_str(&grid.cursor.style.sequence());
+        let cursor = &grid.cursor;
+        if cursor.style != Style::default() {
+            out.push_str(&cursor.style.sequence());
         }
-        if grid.cursor.origin {
-            // Setting the region again leads to the corner of the screen, which may lie outside the region.
-            out.push_str(&format!("\x1b[?6h\x1b[{};{}r", self.region.0 + 1, self.region.1 + 1));
-            for (count, letter) in [(grid.cursor.row, 'B'), (column, 'C')] {
-                if count > 0 {
-                    out.push_str(&format!("\x1b[{count}{letter}"));
-                }
+        for (sequence, on) in
+            [("\x1b(0", cursor.line_drawing[0]), ("\x1b)0", cursor.line_drawing[1]), ("\x0e", cursor.shifted)]
+        {
+            if on {
+                out.push_str(sequence);
             }
         }
+        let region = match self.region {
+            whole if whole == (0, self.size.rows - 1) => String::new(),
+            (top, bottom) => format!("\x1b[{};{}r", top + 1, bottom + 1),
+        };
+        let position = format!("\x1b[{};{}H", cursor.row + 1, cursor.column.min(self.size.columns - 1) + 1);
+        // In origin mode only a restored cursor gets out of the region, so it is saved while that is the whole screen.
+        out.push_str(&match cursor.origin {
+            true => format!("\x1b[?6h{position}\x1b7{region}\x1b8"),
+            false => format!("{region}{position}"),
+        });
         out.into_bytes()
     }
 }

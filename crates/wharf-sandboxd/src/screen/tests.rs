@@ -86,6 +86,29 @@ fn queries_are_answered() {
     assert!(screen.take_replies().len() <= LONGEST_REPLIES);
 }
 
+/// Only the main screen's saved cursor leads below the scroll region in origin mode: every movement stops at its edge.
+#[test]
+fn a_redraw_finds_a_cursor_below_the_region_in_origin_mode() {
+    let screen = shown(b"\x1b[5;4H\x1b[?1049h\x1b[2;4r\x1b[?6h\x1b[?1049l");
+    assert_eq!(screen.cursor(), (4, 3));
+    assert_eq!(shown(&screen.redraw()).cursor(), (4, 3));
+}
+
+#[test]
+fn what_is_written_after_a_redraw_shows_as_it_would_have() {
+    for (before, after, expected) in [
+        ("\x1b(0", "qx", "─│"),
+        ("\x1b)0a\x0eq", "q\x0fq", "a──q"),
+        ("\x1b[20h", "a\nb", "a\nb"),
+        ("\x1b[2;4r\x1b[?6h", "\x1b[1;1Ha", "\na"),
+        ("\x1b[2;4r\x1b[?6h\x1b[1;5H", "a\x1b[9;1Hb", "\n    a\n\nb"),
+    ] {
+        let mut again = shown(&shown(before.as_bytes()).redraw());
+        again.feed(after.as_bytes());
+        assert_eq!(again.text().trim_end_matches('\n'), expected, "{before:?} {after:?}");
+    }
+}
+
 #[test]
 fn a_cell_does_not_grow_without_end() {
     let mut screen = shown(b"e");
