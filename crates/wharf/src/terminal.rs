@@ -33,14 +33,22 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Undoes what a program that is still running has done to the terminal: alternate screen, hidden cursor, mouse, paste
-/// and key modes, colours.
+/// Undoes what a program that is still running has done to the terminal, where it stands: alternate screen, scroll
+/// region, hidden cursor, line drawing, mouse, paste and key modes, colours.
 pub(crate) fn leave_program(alternate: bool) {
-    const MODES: &str = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1l\x1b>\x1b[0m";
-    let screen = if alternate { "\x1b[?1049l" } else { "" };
     let mut out = io::stdout();
     // A terminal that has gone needs nothing back.
-    let _ = write!(out, "{screen}{MODES}").and_then(|()| out.flush());
+    let _ = out.write_all(leaving(alternate).as_bytes()).and_then(|()| out.flush());
+}
+
+fn leaving(alternate: bool) -> String {
+    let screen = if alternate { "\x1b[?1049l" } else { "" };
+    // Giving the region back leads to the corner of the screen, and a restored cursor brings its line drawing along.
+    const POSITION: &str = "\x1b7\x1b[r\x1b8";
+    // The first is for what has no other end without a move, origin mode; who does not know it knows the others.
+    const MODES: &str = "\x1b[!p\x1b[?7h\x1b[4l\x1b[20l\x1b(B\x1b)B\x0f\
+        \x1b[?25h\x1b[?2004l\x1b[?1004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1l\x1b>\x1b[0m";
+    format!("{screen}{POSITION}{MODES}")
 }
 
 /// The terminal's size, or the usual one if there is no terminal.
@@ -54,4 +62,34 @@ pub(crate) fn size() -> TerminalSize {
 /// Whether standard input is a terminal.
 pub(crate) fn is_interactive() -> bool {
     io::stdin().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use wharf_sandboxd::screen::{Screen, ScreenSize};
+
+    use super::*;
+
+    #[test]
+    fn whatever_a_program_set_is_undone_where_the_cursor_stands() {
+        for set in [
+            "",
+            "\x1b[2;3r",
+            "\x1b[2;3r\x1b[?6h",
+            "\x1b(0",
+            "\x1b)0\x0e",
+            "\x1b[4h",
+            "\x1b[20h",
+            "\x1b[?7l",
+            "\x1b[31m",
+        ] {
+            let mut screen = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
+            screen.feed(format!("{set}\x1b[2;3H").as_bytes());
+            let stood = screen.cursor();
+            screen.feed(leaving(false).as_bytes());
+            assert_eq!(screen.cursor(), stood, "{set:?}");
+            screen.feed(b"\x1b[4;9Hqqq\n\nx\x1b[1;1Ha");
+            assert_eq!(screen.visible_text(), "a       qq\nq\n\n x", "{set:?}");
+        }
+    }
 }
