@@ -10,6 +10,7 @@ pub mod local;
 mod runtime;
 
 use serde::Serialize;
+use wharf_protocol::SandboxId;
 
 pub use self::runtime::{Runtime, RuntimeError, Sandbox};
 
@@ -38,6 +39,27 @@ pub enum Status {
         reason: String,
     },
     Deleting,
+}
+
+/// What became of garbage. One removal that fails keeps no other from being tried.
+#[derive(Debug)]
+pub struct Collected<E> {
+    pub removed: Vec<SandboxId>,
+    /// Why the others are still there.
+    pub failed: Vec<E>,
+}
+
+impl<E> FromIterator<Result<SandboxId, E>> for Collected<E> {
+    fn from_iter<I: IntoIterator<Item = Result<SandboxId, E>>>(removals: I) -> Self {
+        let mut collected = Self { removed: Vec::new(), failed: Vec::new() };
+        for removal in removals {
+            match removal {
+                Ok(id) => collected.removed.push(id),
+                Err(error) => collected.failed.push(error),
+            }
+        }
+        collected
+    }
 }
 
 pub(crate) fn random_hex(bytes: usize) -> String {

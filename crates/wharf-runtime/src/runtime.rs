@@ -7,7 +7,7 @@ use wharf_client::Route;
 use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
 
 use crate::{
-    Lifetime, Status,
+    Collected, Lifetime, Status,
     kubernetes::{Found, KubernetesError, KubernetesRuntime, Report},
     local::{Bounds, LocalError, LocalRuntime, Record, Wall},
 };
@@ -50,6 +50,7 @@ impl RuntimeError {
             Self::Local(LocalError::NotRunning { reason, .. }) => Some(reason),
             Self::Kubernetes(error) => match error.as_ref() {
                 KubernetesError::NotRunning { reason, .. } => Some(reason),
+                KubernetesError::Deleting(_) => Some("it is being deleted"),
                 _ => None,
             },
             Self::Local(_) | Self::Name(_) | Self::Image(_) | Self::NoRoute(_) => None,
@@ -294,18 +295,21 @@ impl Runtime {
         }
     }
 
-    /// Removes what programs that were killed left half made; gives the ids.
+    /// Removes what programs that were killed left half made.
     ///
     /// # Errors
     ///
-    /// What could not be removed.
-    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Vec<SandboxId>, RuntimeError> {
+    /// When nobody can tell what there is.
+    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Collected<RuntimeError>, RuntimeError> {
         match self {
             Self::Local(local) => {
-                let removed = blocking(local, |local| Ok(local.collect_garbage())).await?;
-                Ok(removed.into_iter().map(SandboxId::from).collect())
+                let Collected { removed, failed } = blocking(local, |local| Ok(local.collect_garbage())).await?;
+                Ok(Collected { removed, failed: failed.into_iter().map(RuntimeError::from).collect() })
             }
-            Self::Kubernetes(kubernetes) => Ok(kubernetes.collect_garbage(report).await?),
+            Self::Kubernetes(kubernetes) => {
+                let Collected { removed, failed } = kubernetes.collect_garbage(report).await?;
+                Ok(Collected { removed, failed: failed.into_iter().map(RuntimeError::from).collect() })
+            }
         }
     }
 

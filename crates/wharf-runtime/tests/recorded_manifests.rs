@@ -150,7 +150,7 @@ fn ownership_adds_labels_and_an_owner_and_changes_nothing_else() {
     let id: SandboxId = "default".parse().unwrap();
     let owner = Owner {
         installation: "here".to_owned(),
-        token: "default".to_owned(),
+        sandbox: "openhands-runtime-default".to_owned(),
         anchor: "openhands-runtime-default-wharf".to_owned(),
         anchor_uid: "u-1".to_owned(),
     };

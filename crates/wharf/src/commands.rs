@@ -66,9 +66,16 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rm { names, all } => return remove(&runtime, names, all, form).await,
         Command::Gc => {
             let waiting = Progress::waiting("removing what was left half made");
-            let removed = runtime.collect_garbage(&|stage| waiting.stage(stage)).await?;
+            let collected = runtime.collect_garbage(&|stage| waiting.stage(stage)).await?;
             drop(waiting);
-            show::names(&removed, form)?;
+            let failed = !collected.failed.is_empty();
+            for error in collected.failed {
+                crate::error::report(&error.into());
+            }
+            show::names(&collected.removed, form)?;
+            if failed {
+                return Ok(ExitCode::from(crate::error::FAILED));
+            }
         }
         Command::Render(_) | Command::Install | Command::Completions { .. } => {}
     }

@@ -110,6 +110,7 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
                 .to_owned()
         }
         KubernetesError::NotRunning { id, .. } => format!("`wharf resume '{id}'` gives it a new pod and its files"),
+        KubernetesError::Deleting(id) => format!("once it is gone, `wharf create '{id}'` makes a new one"),
         KubernetesError::Refused(Refusal::Foreign { .. }) => {
             "it is left alone; use another name, namespace or `installation`".to_owned()
         }

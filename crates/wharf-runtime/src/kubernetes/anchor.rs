@@ -75,7 +75,7 @@ impl NewAnchor {
             "type": SECRET_TYPE,
             "metadata": {
                 "name": names.anchor,
-                "labels": Owner::labels(installation, &names.token),
+                "labels": Owner::labels(installation, names.label()),
                 "annotations": {
                     labels::ID: self.id,
                     labels::PROFILE: profile_name(self.profile),

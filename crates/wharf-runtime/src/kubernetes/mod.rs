@@ -55,7 +55,7 @@ pub use self::{
     reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge},
     settings::{Profile, Settings},
 };
-use crate::{Lifetime, Status, random_hex};
+use crate::{Collected, Lifetime, Status, random_hex};
 
 /// How long a sandbox may take to end, whose processes have 15 seconds.
 const END_PATIENCE: Duration = Duration::from_secs(120);
@@ -84,6 +84,8 @@ pub enum KubernetesError {
     Interrupted(SandboxId),
     #[error("sandbox `{id}` is not running: {reason}")]
     NotRunning { id: SandboxId, reason: String },
+    #[error("sandbox `{0}` is being deleted")]
+    Deleting(SandboxId),
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The last lines of the log of what has ended, if it wrote any.
@@ -262,9 +264,10 @@ impl KubernetesRuntime {
                 operation.observe(operation.all_parts().filter(|part| *part != Part::Anchor)).await?;
             }
         }
-        let token = Names::of(id, settings.profile).token;
-        let ours =
-            |metadata: &Value| !matches!(whose(metadata, &settings.installation, &token, None), Ownership::Foreign(_));
+        let names = Names::of(id, settings.profile);
+        let ours = |metadata: &Value| {
+            !matches!(whose(metadata, &settings.installation, names.label(), None), Ownership::Foreign(_))
+        };
         if operation
             .observed()
             .get(Part::Anchor)
@@ -322,7 +325,7 @@ impl KubernetesRuntime {
         operation.observe([Part::Anchor, Part::Pod]).await?;
         let Some(seen) = operation.observed().get(Part::Anchor) else { return Ok(None) };
         let names = Names::of(id, self.settings.profile);
-        match whose(&seen.object["metadata"], &self.settings.installation, &names.token, None) {
+        match whose(&seen.object["metadata"], &self.settings.installation, names.label(), None) {
             Ownership::Ours | Ownership::Stale => {}
             Ownership::Unowned => return Ok(None),
             Ownership::Foreign(owner) => {
@@ -345,7 +348,7 @@ impl KubernetesRuntime {
     ///
     /// # Errors
     ///
-    /// [`KubernetesError::NotRunning`], and those of [`KubernetesRuntime::get`].
+    /// [`KubernetesError::NotRunning`], [`KubernetesError::Deleting`], and those of [`KubernetesRuntime::get`].
     pub async fn get_ready(&self, id: &SandboxId, report: Report<'_>) -> Result<Found, KubernetesError> {
         let found = self.get(id).await?;
         let reason = match &found.status {
@@ -353,7 +356,7 @@ impl KubernetesRuntime {
             Status::Starting { .. } if found.anchor.is_half_made() => return self.resume(id, report).await,
             Status::Starting { .. } => return self.attach(id, report).await,
             Status::Suspended => "it is suspended".to_owned(),
-            Status::Deleting => "it is being deleted".to_owned(),
+            Status::Deleting => return Err(KubernetesError::Deleting(id.clone())),
             Status::Stopped { reason } => reason.clone(),
         };
         Err(KubernetesError::NotRunning { id: id.clone(), reason })
@@ -379,7 +382,7 @@ impl KubernetesRuntime {
         let anchor = Anchor::read(seen.map_or(&Value::Null, |seen| &seen.object)).map_err(Refusal::from)?;
         let names = Names::of(&anchor.id, anchor.profile);
         let pod = observed.get(Part::Pod).filter(|pod| {
-            let owner = whose(&pod.object["metadata"], &self.settings.installation, &names.token, Some(&anchor.uid));
+            let owner = whose(&pod.object["metadata"], &self.settings.installation, names.label(), Some(&anchor.uid));
             matches!(owner, Ownership::Ours)
         });
         let verdict = pod.filter(|pod| !pod.terminating).map(|pod| judge(&pod.pod(), &[]));
@@ -430,15 +433,24 @@ impl KubernetesRuntime {
         Ok(all)
     }
 
-    /// In pages: each has to come within the time that one call may take.
+    /// In pages: each has to come within the time that one call may take. When the server no longer knows the list that
+    /// it began, all comes at once, as kubectl asks then.
     async fn list_parts(&self, part: Part) -> Result<Vec<Value>, KubernetesError> {
         let selector = format!("{}=wharf,{}={}", labels::MANAGED_BY, labels::INSTALLATION, self.settings.installation);
-        let mut parameters = ListParams::default().labels(&selector).limit(PAGE);
+        let whole = ListParams::default().labels(&selector);
+        let mut parameters = whole.clone().limit(PAGE);
         let (api, what) = (self.cluster.api(part), format!("list {}s", part.kind()));
         let mut all = Vec::new();
         loop {
             let deadline = Instant::now() + LOOK_PATIENCE;
-            let page = self.cluster.call(&what, deadline, &|_| {}, || api.list(&parameters)).await?;
+            let page = match self.cluster.call(&what, deadline, &|_| {}, || api.list(&parameters)).await {
+                Err(error) if error.kind == ApiErrorKind::Expired && parameters.continue_token.is_some() => {
+                    parameters = whole.clone();
+                    all.clear();
+                    continue;
+                }
+                page => page?,
+            };
             all.extend(page.items.into_iter().map(|object| json!(object)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => parameters.continue_token = Some(token),
@@ -520,12 +532,12 @@ impl KubernetesRuntime {
     }
 
     /// Removes what killed programs have left, of this installation and profile: sandboxes that were never done, and
-    /// throw-away ones nobody needs any more. Gives their ids.
+    /// throw-away ones nobody needs any more.
     ///
     /// # Errors
     ///
-    /// The first removal that failed; all others were tried.
-    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Vec<SandboxId>, KubernetesError> {
+    /// When the cluster does not list what there is.
+    pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Collected<KubernetesError>, KubernetesError> {
         let garbage = self.list().await?.into_iter().filter(|found| is_garbage(&found.anchor));
         let removals = garbage.map(|found| async move {
             let removed = self.remove_garbage(&found, report).await;
@@ -533,7 +545,7 @@ impl KubernetesRuntime {
         });
         let removed: Vec<Result<Option<SandboxId>, _>> =
             stream::iter(removals).buffered(REMOVED_AT_ONCE).collect().await;
-        removed.into_iter().filter_map(Result::transpose).collect()
+        Ok(removed.into_iter().filter_map(Result::transpose).collect())
     }
 
     /// Removes it unless somebody has finished, kept or replaced it since it was found.
@@ -623,7 +635,7 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
     anchor["metadata"]["annotations"][labels::LEASED_UNTIL] = json!(LATER);
     let owner = Owner {
         installation: settings.installation.clone(),
-        token: names.token.clone(),
+        sandbox: names.label().to_owned(),
         anchor: names.anchor.clone(),
         anchor_uid: LATER.to_owned(),
     };

@@ -14,7 +14,7 @@ const HASH_CHARACTERS: usize = 20;
 /// The names of all objects of one sandbox. Different ids never share one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// A label's value and the first part of a host name, as distinct as the names. The original's is the id itself.
+    /// The first part of a host name. The original's is the id itself, also as a label's value.
     pub token: String,
     pub anchor: String,
     pub pod: String,
@@ -69,6 +69,11 @@ impl Names {
                 }
             }
         }
+    }
+
+    /// The value of the label [`labels::SANDBOX`](super::labels::SANDBOX): no sandbox of the other profile has it either.
+    pub fn label(&self) -> &str {
+        &self.pod
     }
 }
 
@@ -139,6 +144,15 @@ mod tests {
     #[test]
     fn a_name_never_changes() {
         assert_eq!(names("a/b", Profile::Wharf).pod, "wharf0-a-b-yfgn3qbt6zfz32ua5jtv");
+    }
+
+    /// A Service of one would lead to the pod of the other.
+    #[test]
+    fn the_two_profiles_share_no_label_and_no_object() {
+        let (ours, originals) = (names("box", Profile::Wharf), names("wharf-box", Profile::OpenHands));
+        assert_eq!(ours.token, originals.token, "the case that this is about");
+        assert_ne!(ours.label(), originals.label());
+        assert!(all(&ours)[1..].iter().all(|name| !all(&originals)[1..].contains(name)), "{ours:?} {originals:?}");
     }
 
     proptest! {

@@ -325,7 +325,7 @@ impl<'a> Operation<'a> {
     fn owner(&self, anchor_uid: String) -> Owner {
         Owner {
             installation: self.settings.installation.clone(),
-            token: self.names.token.clone(),
+            sandbox: self.names.label().to_owned(),
             anchor: self.names.anchor.clone(),
             anchor_uid,
         }

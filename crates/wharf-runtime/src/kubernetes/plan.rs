@@ -125,7 +125,7 @@ impl Plan {
 pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let anchor = match observed.get(Part::Anchor) {
         None => None,
-        Some(seen) => match whose(&seen.object["metadata"], desired.installation, &desired.names.token, None) {
+        Some(seen) => match whose(&seen.object["metadata"], desired.installation, desired.names.label(), None) {
             Ownership::Foreign(owner) => return Plan::only(refused(desired, Part::Anchor, owner)),
             Ownership::Unowned => {
                 return Plan::only(refused(desired, Part::Anchor, "nobody that Wharf knows".to_owned()));
@@ -156,7 +156,7 @@ fn refused(desired: &Desired<'_>, part: Part, owner: String) -> Next {
 fn owner_of(desired: &Desired<'_>, anchor: &Anchor) -> Owner {
     Owner {
         installation: desired.installation.to_owned(),
-        token: desired.names.token.clone(),
+        sandbox: desired.names.label().to_owned(),
         anchor: desired.names.anchor.clone(),
         anchor_uid: anchor.uid.clone(),
     }
@@ -176,7 +176,7 @@ fn running(
         }
         // What stands in the way is told before anything is made.
         for (part, seen) in observed.parts() {
-            match whose(&seen.object["metadata"], desired.installation, &desired.names.token, None) {
+            match whose(&seen.object["metadata"], desired.installation, desired.names.label(), None) {
                 Ownership::Foreign(owner) => return Plan::only(refused(desired, part, owner)),
                 Ownership::Unowned if !may_adopt(desired.profile) => {
                     return Plan::only(refused(desired, part, "nobody that Wharf knows".to_owned()));
@@ -339,7 +339,7 @@ fn without(desired: &Desired<'_>, observed: &Observed, goes: impl Fn(Part) -> bo
     let mut foreign = None;
     let anchor_uid = observed.get(Part::Anchor).filter(|_| goes(Part::Anchor)).map(|seen| seen.uid.as_str());
     for (part, seen) in observed.parts().filter(|(part, _)| goes(*part)) {
-        match whose(&seen.object["metadata"], desired.installation, &desired.names.token, anchor_uid) {
+        match whose(&seen.object["metadata"], desired.installation, desired.names.label(), anchor_uid) {
             Ownership::Foreign(owner) => {
                 foreign.get_or_insert(refused(desired, part, owner));
             }

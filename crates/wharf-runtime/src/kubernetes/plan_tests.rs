@@ -90,7 +90,7 @@ impl World {
     fn with(mut self, part: Part, change: impl FnOnce(&mut Value)) -> Self {
         let owner = Owner {
             installation: "here".to_owned(),
-            token: self.names.token.clone(),
+            sandbox: self.names.label().to_owned(),
             anchor: self.names.anchor.clone(),
             anchor_uid: "anchor-1".to_owned(),
         };

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use wharf_client::Route;
 use wharf_protocol::{BindRequest, Isolation, Limits, SandboxName, SandboxSpec, Secret};
 
-use crate::{Lifetime, Status, random_hex};
+use crate::{Collected, Lifetime, Status, random_hex};
 
 use self::plan::{Launched, Plan};
 pub use self::{
@@ -430,14 +430,15 @@ impl LocalRuntime {
         Ok(there)
     }
 
-    /// Removes what programs that were killed left half made; gives the names.
-    pub fn collect_garbage(&self) -> Vec<SandboxName> {
+    /// Removes what programs that were killed left half made.
+    pub fn collect_garbage(&self) -> Collected<LocalError> {
         let is_garbage = |name: &SandboxName| match self.find(name) {
             Some(record) => record.owner.is_some_and(|owner| !is_running(owner)),
             // A record that cannot be read may be another version's.
             None => !self.directory(name).join("record.json").exists(),
         };
-        self.names().into_iter().filter(is_garbage).filter(|name| self.remove(name).is_ok()).collect()
+        let removed = |name: SandboxName| self.remove(&name).map(|_| name.into());
+        self.names().into_iter().filter(is_garbage).map(removed).collect()
     }
 
     fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {

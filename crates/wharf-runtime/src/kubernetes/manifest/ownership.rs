@@ -30,18 +30,19 @@ pub mod labels {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     pub installation: String,
-    pub token: String,
+    /// The value of its label.
+    pub sandbox: String,
     pub anchor: String,
     pub anchor_uid: String,
 }
 
 impl Owner {
     /// The labels of everything that belongs to the sandbox.
-    pub fn labels(installation: &str, token: &str) -> Value {
+    pub fn labels(installation: &str, sandbox: &str) -> Value {
         json!({
             labels::MANAGED_BY: "wharf",
             labels::INSTALLATION: installation,
-            labels::SANDBOX: token,
+            labels::SANDBOX: sandbox,
         })
     }
 
@@ -49,7 +50,7 @@ impl Owner {
     pub fn adopt(&self, object: &Value) -> Value {
         let mut object = object.clone();
         let metadata = &mut object["metadata"];
-        for (name, value) in Self::labels(&self.installation, &self.token).as_object().into_iter().flatten() {
+        for (name, value) in Self::labels(&self.installation, &self.sandbox).as_object().into_iter().flatten() {
             metadata["labels"][name] = value.clone();
         }
         metadata["ownerReferences"] = json!([{
@@ -65,7 +66,7 @@ impl Owner {
 
     /// Whose an object is that has the name of one of ours.
     pub fn of(&self, metadata: &Value) -> Ownership {
-        whose(metadata, &self.installation, &self.token, Some(&self.anchor_uid))
+        whose(metadata, &self.installation, &self.sandbox, Some(&self.anchor_uid))
     }
 }
 
@@ -88,14 +89,14 @@ pub(crate) fn is_orphan(metadata: &Value) -> bool {
 }
 
 /// Whose an object is that has the name of one of a sandbox's.
-pub(crate) fn whose(metadata: &Value, installation: &str, token: &str, anchor_uid: Option<&str>) -> Ownership {
+pub(crate) fn whose(metadata: &Value, installation: &str, sandbox: &str, anchor_uid: Option<&str>) -> Ownership {
     let label = |name: &str| metadata["labels"][name].as_str();
     match label(labels::INSTALLATION) {
         None => return Ownership::Unowned,
         Some(other) if other != installation => return Ownership::Foreign(format!("installation `{other}`")),
         Some(_) => {}
     }
-    if label(labels::SANDBOX) != Some(token) {
+    if label(labels::SANDBOX) != Some(sandbox) {
         return Ownership::Foreign(format!("sandbox `{}`", label(labels::SANDBOX).unwrap_or_default()));
     }
     let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -36,7 +36,7 @@ pub(super) fn objects(names: &Names, settings: &Settings, request: &Request) -> 
 }
 
 fn selector(names: &Names) -> Value {
-    json!({ SANDBOX_LABEL: names.token })
+    json!({ SANDBOX_LABEL: names.label() })
 }
 
 fn service(names: &Names) -> Value {
