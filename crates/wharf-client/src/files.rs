@@ -68,7 +68,7 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; then the old file stays.
+    /// [`ClientError`]; then the old file stays. A sandbox that answers nothing for 45 seconds has timed out.
     pub async fn write(
         &self,
         path: &str,
@@ -112,9 +112,8 @@ impl<'a> Files<'a> {
     async fn upload(&self, path: &str, input: impl AsyncRead + Send + 'static) -> Result<UploadResult, ClientError> {
         let frames = ReaderStream::with_capacity(input, 256 << 10).map_ok(BodyFrame::data);
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
-        let media_type = Some("application/octet-stream");
-        // The input and the sandbox's disk take as long as they like; TCP's own limits end the wait for a node that is gone.
-        self.sandbox.send(Method::PUT, path, media_type, body, Duration::MAX).await?.parse().await
+        // The input and the sandbox's disk take as long as they like.
+        self.sandbox.send_patiently(Method::PUT, path, "application/octet-stream", body).await?.parse().await
     }
 }
 

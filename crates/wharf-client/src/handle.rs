@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use http::Method;
 use wharf_protocol::{CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo};
 
@@ -74,12 +72,12 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; a session that is busy is a conflict.
+    /// [`ClientError`]; a session that is busy is a conflict, a sandbox that answers nothing for 45 seconds has timed out.
     pub async fn run(&self, request: &RunRequest) -> Result<CommandResult, ClientError> {
         let body = to_json(request)?;
         let path = format!("/v1/sessions/{}/run", self.id);
-        // The command may take as long as it likes; the request's own limits end the wait.
-        self.sandbox.send(Method::POST, &path, Some("application/json"), full(body), Duration::MAX).await?.parse().await
+        // The request's own limits end the wait.
+        self.sandbox.send_patiently(Method::POST, &path, "application/json", full(body)).await?.parse().await
     }
 
     /// What its terminal shows now.

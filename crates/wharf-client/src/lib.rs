@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header, request};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep};
 use wharf_protocol::{
     BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
@@ -36,6 +37,10 @@ pub use self::{
 
 /// How long a call that waits for nothing may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
+/// During a call that may take as long as it likes, the sandbox is asked so often whether it is there.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// Once it has answered nothing for so long, nobody waits for it any more.
+const LOST_AFTER: Duration = Duration::from_secs(45);
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -185,6 +190,36 @@ impl Sandbox {
         }
         let request = request.body(body).map_err(|error| ClientError::Request { reason: error.to_string() })?;
         self.connections.send(request, Carries::Calls, patience).await
+    }
+
+    /// Sends a request whose answer may take as long as it likes, as long as the sandbox is there: of a node without power,
+    /// nobody tells, and behind an API server not even TCP does.
+    pub(crate) async fn send_patiently(
+        &self,
+        method: Method,
+        path: &str,
+        media_type: &str,
+        body: Body,
+    ) -> Result<Answer, ClientError> {
+        tokio::select! {
+            answer = self.send(method, path, Some(media_type), body, Duration::MAX) => answer,
+            () = self.lost() => Err(ClientError::TimedOut { after: LOST_AFTER }),
+        }
+    }
+
+    /// Ends once the sandbox has answered nothing for 45 seconds. A refusal is an answer.
+    async fn lost(&self) {
+        let mut answered = Instant::now();
+        while answered.elapsed() < LOST_AFTER {
+            sleep(LOOK_INTERVAL).await;
+            let look = self.send(Method::GET, "/v1/health", None, empty(), LOOK_INTERVAL).await;
+            match look.as_ref().map_err(ClientError::kind) {
+                Err(ErrorKind::Unreachable | ErrorKind::TimedOut) => {}
+                Ok(_) | Err(ErrorKind::Refused(_) | ErrorKind::BadAnswer | ErrorKind::BadRequest) => {
+                    answered = Instant::now();
+                }
+            }
+        }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> request::Builder {

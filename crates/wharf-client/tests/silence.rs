@@ -7,6 +7,7 @@ use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::TcpListener,
@@ -21,7 +22,7 @@ use tokio_tungstenite::{
     },
 };
 use wharf_client::{Dial, ErrorKind, Output, Route, RouteStream, Sandbox};
-use wharf_protocol::{ByteOffset, ExecRequest, Frame, Secret, SessionRequest, Stream};
+use wharf_protocol::{ByteOffset, CommandOutcome, ExecRequest, Frame, RunRequest, Secret, SessionRequest, Stream};
 use wharf_sandboxd::http::native;
 
 use common::KEY;
@@ -200,6 +201,58 @@ async fn a_download_of_which_nothing_comes_for_a_minute_times_out() {
     assert_eq!((error.kind(), started.elapsed().as_secs()), (ErrorKind::TimedOut, 3 * 50 + 60));
     assert_eq!(error.to_string(), "the sandbox has sent nothing for 60 s");
     assert_eq!(got, b"partpartpart");
+}
+
+/// Runs a command and uploads a file; both are answered after half an hour, while other calls get `answer`.
+async fn check_long_calls(answer: &'static [u8], expected: Result<(), ErrorKind>) {
+    let (sandbox, mut lines) = sandbox();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Some(mut line) = lines.recv().await {
+            let mut request = vec![0; 1024];
+            let length = line.read(&mut request).await.unwrap();
+            if request[..length].starts_with(b"GET") {
+                line.write_all(answer).await.unwrap();
+                open.push(line);
+                continue;
+            }
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(1800)).await;
+                let done = CommandOutcome::Finished { exit_code: 0 };
+                let mut result = json!({ "output": "", "truncated": false, "output_start": 0, "output_end": 0 });
+                for more in [json!(done), json!({ "working_dir": "/", "path": "/f", "files": 1, "bytes": 1 })] {
+                    result.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+                }
+                let body = result.to_string();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                // Nobody may be there any more.
+                let _ = line.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    let started = Instant::now();
+    let request: RunRequest = serde_json::from_value(json!({ "command": "make" })).unwrap();
+    let session = sandbox.find_session("s".parse().unwrap());
+    let ran = async { session.run(&request).await.map(drop) };
+    let files = sandbox.files();
+    let written = async { files.write("/f", None, &b"x"[..]).await.map(drop) };
+    let (ran, written) = timeout(LONG, async { tokio::join!(ran, written) }).await.expect("they end");
+    for ended in [ran, written] {
+        assert_eq!(ended.as_ref().map(drop).map_err(|error| error.kind()), expected, "{ended:?}");
+    }
+    let range = if expected.is_ok() { 1800..=1800 } else { 45..=60 };
+    assert!(range.contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_call_goes_on_while_the_sandbox_answers_anything_at_all() {
+    check_long_calls(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", Ok(())).await;
+    check_long_calls(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", Ok(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_call_ends_once_the_sandbox_has_answered_nothing_for_45_seconds() {
+    check_long_calls(b"", Err(ErrorKind::TimedOut)).await;
 }
 
 #[tokio::test]
