@@ -1,6 +1,7 @@
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// A key or another secret: its `Debug` is `****`, and it is compared in constant time by whoever checks it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -16,6 +17,49 @@ impl Secret {
     /// The secret itself. Not for logs, argv or error texts.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// What tells that a secret is this one.
+    pub fn digest(&self) -> SecretDigest {
+        SecretDigest(Sha256::digest(self.0.as_bytes()).into())
+    }
+}
+
+/// The SHA-256 of a secret: enough to know the secret by, and worth nothing to whoever reads it if that one is random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecretDigest([u8; 32]);
+
+impl SecretDigest {
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretDigest {
+    /// 64 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A text that is no digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a SHA-256 has 64 hexadecimal digits")]
+pub struct DigestError;
+
+impl FromStr for SecretDigest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(DigestError);
+        }
+        let mut digest = [0; 32];
+        for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| DigestError)?;
+        }
+        Ok(Self(digest))
     }
 }
 
@@ -102,4 +146,22 @@ pub struct BindRequest {
     /// Seconds from now after which sandboxd ends everything and exits. Absent: never.
     #[serde(default)]
     pub deadline_seconds: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_written_and_read_as_hexadecimal_digits() {
+        // FIPS 180-2, appendix B.1.
+        let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let digest = Secret::new("abc").digest();
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse(), Ok(digest));
+        assert_eq!(text.to_uppercase().parse(), Ok(digest));
+        for wrong in ["", &text[1..], &format!("{text}0"), &text.replace('b', "g"), &text.replacen("ba", "é", 1)] {
+            assert_eq!(wrong.parse::<SecretDigest>(), Err(DigestError), "{wrong}");
+        }
+    }
 }

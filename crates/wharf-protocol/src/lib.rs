@@ -17,7 +17,7 @@ mod problem;
 mod sandbox;
 mod session;
 
-pub use bind::{BindRequest, Environment, Limits, Secret, UserSpec};
+pub use bind::{BindRequest, DigestError, Environment, Limits, Secret, SecretDigest, UserSpec};
 pub use exec::{ExecInfo, ExecRequest, ExecState, ResizeRequest, SignalName, SignalRequest, TerminalSize};
 pub use files::{
     ArchiveFormat, DirectoryListing, FileKind, FileStat, MakeDirectoryRequest, MoveRequest, SearchMatch, SearchRequest,

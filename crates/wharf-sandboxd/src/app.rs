@@ -14,7 +14,7 @@ use axum::Router;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use wharf_protocol::Secret;
+use wharf_protocol::{Secret, SecretDigest};
 
 use crate::{
     core::Core,
@@ -54,7 +54,7 @@ fn install(directory: &Path) -> anyhow::Result<()> {
 }
 
 async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
-    let secret = read_secret(&options)?;
+    let secret = bind_secret(&options)?;
     let shutdown = CancellationToken::new();
     let core = Arc::new(Core::new(Some(secret), shutdown));
     let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
@@ -127,26 +127,29 @@ fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Out
     })
 }
 
-fn read_secret(options: &ServeOptions) -> anyhow::Result<Secret> {
+fn bind_secret(options: &ServeOptions) -> anyhow::Result<SecretDigest> {
     let mut text = String::new();
-    match (&options.bind_secret_file, options.bind_secret_fd) {
-        (Some(path), _) => {
+    match (&options.bind_secret_file, options.bind_secret_fd, options.bind_secret_sha256) {
+        (_, _, Some(digest)) => return Ok(digest),
+        (Some(path), ..) => {
             let file = std::fs::File::open(path)
                 .with_context(|| format!("could not read --bind-secret-file {}", path.display()))?;
             file.take(LONGEST_SECRET).read_to_string(&mut text)
         }
-        (None, Some(number)) => {
+        (None, Some(number), _) => {
             let file = std::fs::File::from(inherited(number)?);
             file.take(LONGEST_SECRET).read_to_string(&mut text)
         }
-        (None, None) => bail!("a bind secret is needed: --bind-secret-file or --bind-secret-fd"),
+        (None, None, None) => {
+            bail!("a bind secret is needed: --bind-secret-file, --bind-secret-fd or --bind-secret-sha256")
+        }
     }
     .context("could not read the bind secret")?;
     let text = text.trim();
     if text.len() < SHORTEST_SECRET {
         bail!("the bind secret has {} characters; at least {SHORTEST_SECRET} are needed", text.len());
     }
-    Ok(Secret::new(text))
+    Ok(Secret::new(text).digest())
 }
 
 /// Takes over a descriptor that our parent opened for us and named on the command line.

@@ -16,7 +16,7 @@ use std::{
 
 use subtle::ConstantTimeEq;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wharf_protocol::{BootId, Environment, HealthStatus, Limits, ProblemKind, Secret};
+use wharf_protocol::{BootId, Environment, HealthStatus, Limits, ProblemKind, Secret, SecretDigest};
 
 use crate::{
     disk_use,
@@ -100,7 +100,7 @@ pub struct Core {
     boot_id: BootId,
     started: Instant,
     bound: OnceLock<Bound>,
-    bind_secret: Mutex<Option<Secret>>,
+    bind_secret: Mutex<Option<SecretDigest>>,
     /// Milliseconds after `started` when something was last asked for.
     last_activity: AtomicU64,
     /// Cancelled when sandboxd shall end.
@@ -111,7 +111,7 @@ pub struct Core {
 
 impl Core {
     /// A blank core; without a bind secret only [`Core::bind`] gives it an identity.
-    pub fn new(bind_secret: Option<Secret>, shutdown: CancellationToken) -> Self {
+    pub fn new(bind_secret: Option<SecretDigest>, shutdown: CancellationToken) -> Self {
         Self {
             boot_id: new_boot_id(),
             started: Instant::now(),
@@ -165,7 +165,7 @@ impl Core {
     /// Whether `presented` is the bind secret, in constant time. `false` when there is none (any more).
     pub fn is_bind_secret(&self, presented: &str) -> bool {
         let secret = self.bind_secret.lock().unwrap_or_else(PoisonError::into_inner);
-        secret.as_ref().is_some_and(|secret| equal_in_constant_time(secret.reveal(), presented))
+        secret.is_some_and(|digest| digest.as_bytes().ct_eq(Secret::new(presented).digest().as_bytes()).into())
     }
 
     /// Makes a blank sandbox bound; after `deadline` it ends by itself. Safe to race: one caller wins.
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_bind_secret_opens_once() {
-        let core = Core::new(Some(Secret::new("0123456789abcdef")), CancellationToken::new());
+        let core = Core::new(Some(Secret::new("0123456789abcdef").digest()), CancellationToken::new());
         assert!(!core.is_bind_secret("0123456789abcdeF"));
         assert!(core.is_bind_secret("0123456789abcdef"));
         assert_eq!(core.status(), HealthStatus::Blank);

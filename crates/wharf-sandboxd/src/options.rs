@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
+use wharf_protocol::SecretDigest;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +65,20 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("bind_secret").required(true).args(["bind_secret_file", "bind_secret_fd", "bind_secret_sha256"]))]
 pub struct ServeOptions {
     /// unix:/path/to/socket or tcp:ADDRESS:PORT; may be given several times.
     #[arg(long, required = true, value_name = "WHERE")]
     pub listen: Vec<Listen>,
     /// A file that holds the bind secret; white space around it is ignored.
-    #[arg(long, value_name = "FILE", conflicts_with = "bind_secret_fd", required_unless_present = "bind_secret_fd")]
+    #[arg(long, value_name = "FILE")]
     pub bind_secret_file: Option<PathBuf>,
     /// An inherited file descriptor to read the bind secret from, up to its end.
     #[arg(long, value_name = "N")]
     pub bind_secret_fd: Option<i32>,
+    /// The SHA-256 of the bind secret, which has to be random: for who must not hand it over itself.
+    #[arg(long, value_name = "HEX")]
+    pub bind_secret_sha256: Option<SecretDigest>,
     /// An inherited file descriptor that gets one byte and is closed when all listeners are open.
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<i32>,
@@ -157,7 +162,13 @@ mod tests {
         let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
         assert_eq!(serve.listen, [Listen::Unix("/x".into()), Listen::Tcp("127.0.0.1:0".parse().unwrap())]);
         assert!(parse("wharf-sandboxd serve --listen unix:rel --bind-secret-fd 3").is_err());
-        assert!(parse("wharf-sandboxd serve --listen unix:/x").is_err());
+        let digest = "ab".repeat(32);
+        let options = parse(&format!("wharf-sandboxd serve --listen unix:/x --bind-secret-sha256 {digest}")).unwrap();
+        let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
+        assert_eq!(serve.bind_secret_sha256.unwrap().to_string(), digest);
+        for wrong in ["", "--bind-secret-sha256 ab", "--bind-secret-fd 3 --bind-secret-file /f"] {
+            assert!(parse(&format!("wharf-sandboxd serve --listen unix:/x {wrong}")).is_err(), "{wrong}");
+        }
         assert!(parse("wharf-sandboxd").is_err());
     }
 }

@@ -169,6 +169,8 @@ async fn a_sandbox_has_no_privilege_no_token_and_no_secret_in_sight() {
         let object = json!(pod(&namespace).await).to_string();
         let log = namespace.api::<Pod>().logs(POD, &LogParams::default()).await.unwrap();
         for secret in [found.anchor.key.reveal(), found.anchor.bind_secret.reveal()] {
+            let look = format!("grep -rsF {secret} /wharf /run /etc /tmp /workspace; true");
+            assert_eq!(inside(&found, &look).await, "", "a secret is in a file");
             for (place, text) in [("processes", &seen), ("pod", &object), ("log", &log)] {
                 assert!(!text.contains(secret), "a secret is in the {place}");
             }

@@ -35,7 +35,7 @@ use wharf_protocol::{BindRequest, Environment, SandboxId, SandboxSpec, Secret};
 
 use self::{
     anchor::NewAnchor,
-    manifest::{container_name, whose},
+    manifest::{container_name, locked, whose},
     operation::{Aim, Operation},
     settings::SettingsError,
     shape::shaped,
@@ -623,7 +623,7 @@ pub fn render(
 fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment: &Environment) -> Vec<Value> {
     const LATER: &str = "…";
     let names = Names::of(id, settings.profile);
-    let objects = objects(id, settings, request);
+    let mut objects = objects(id, settings, request);
     let mut anchor = NewAnchor {
         creation: LATER.to_owned(),
         key: Secret::new(LATER),
@@ -639,6 +639,9 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
         anchor: names.anchor.clone(),
         anchor_uid: LATER.to_owned(),
     };
+    if let Some(pod) = objects.get_mut(&Part::Pod).filter(|_| settings.profile == Profile::Wharf) {
+        *pod = locked(pod, LATER);
+    }
     let mut all = vec![anchor];
     all.extend(objects.values().map(|object| owner.adopt(object)));
     for object in &mut all {

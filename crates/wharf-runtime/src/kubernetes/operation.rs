@@ -26,7 +26,7 @@ use super::{
     anchor::{Anchor, AnchorChange, NewAnchor, Wanted},
     apply::Apply,
     cluster::{ApiError, ApiErrorKind, Cluster, causes},
-    manifest::{Objects, Owner, container_name},
+    manifest::{Objects, Owner, container_name, locked},
     names::Names,
     observe::Observed,
     part::Part,
@@ -285,6 +285,12 @@ impl<'a> Operation<'a> {
                 Step::Apply(part) => {
                     let manifest = objects.and_then(|objects| objects.get(part));
                     let Some(manifest) = manifest else { return Ok((*part, None)) };
+                    let manifest = match &stored {
+                        Some(anchor) if *part == Part::Pod && anchor.profile == Profile::Wharf => {
+                            &locked(manifest, &anchor.bind_secret.digest().to_string())
+                        }
+                        Some(_) | None => manifest,
+                    };
                     // What cannot be changed is made, or is what it is.
                     if !looked_at.contains(part) || matches!(part, Part::Pod | Part::Workspace) {
                         // Whatever has the name is not taken over, but seen.

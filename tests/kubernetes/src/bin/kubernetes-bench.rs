@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, TryStreamExt, future::join_all};
+use futures_util::{StreamExt, TryStreamExt, future::join_all, stream::BoxStream};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
     Api,
@@ -29,6 +29,8 @@ use wharf_runtime::{
 };
 
 const ROUNDS: usize = 15;
+const CROWD: usize = 20;
+const CROWDS: usize = 5;
 const BARE: &str = "a bare pod until it runs";
 const BARE_WITH_CLAIM: &str = "a bare pod with a claim until it runs";
 
@@ -72,11 +74,6 @@ async fn measure(namespace: &Namespace) {
             });
         }
     }
-    let median = |what: &str| {
-        let mut sorted = times[what].clone();
-        sorted.sort();
-        sorted[sorted.len() / 2]
-    };
     for (what, beside) in [
         (BARE, BARE),
         (BARE_WITH_CLAIM, BARE),
@@ -85,12 +82,18 @@ async fn measure(namespace: &Namespace) {
         ("create, pod address", BARE),
         ("create, pod address", BARE_WITH_CLAIM),
     ] {
-        let time = median(what);
-        let ratio = time.as_secs_f64() / median(beside).as_secs_f64();
+        let time = median(&times[what]);
+        let ratio = time.as_secs_f64() / median(&times[beside]).as_secs_f64();
         println!("{what}: {} ms, {ratio:.2} of {beside} (medians of {ROUNDS})", time.as_millis());
     }
-    many(&inside).await;
+    many(namespace, &inside).await;
     calls(namespace).await;
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
 }
 
 fn settings(namespace: &str, route: &str) -> Settings {
@@ -101,59 +104,80 @@ fn runtime(namespace: &Namespace, route: &str) -> KubernetesRuntime {
     sandbox::runtime(namespace, namespace.config.clone(), settings(&namespace.name, route))
 }
 
-/// From the request to the phase `Running`, as a watch tells it: the pod that anybody makes who says nothing else.
-async fn bare_pod(namespace: &Namespace, round: usize, with_claim: bool) -> Duration {
-    let (api, claims): (Api<Pod>, Api<PersistentVolumeClaim>) = (namespace.api(), namespace.api());
-    let name = format!("bare-{round}");
-    let mut pod = json!({
-        "metadata": { "name": name },
-        "spec": {
-            "restartPolicy": "Never",
-            "containers": [{
-                "name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "1000"],
-                "resources": { "requests": { "cpu": "20m", "memory": "64Mi" } },
-            }],
-        },
-    });
-    if with_claim {
-        pod["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
-        pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
-    }
-    let pod = serde_json::from_value(pod).unwrap();
-    let claim = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
-    }))
-    .unwrap();
-    let (making, none) = (PostParams::default(), DeleteParams::default());
-    let started = Instant::now();
-    let claimed = async {
+/// The pod that anybody makes who says nothing else.
+struct BarePod {
+    name: String,
+    pods: Api<Pod>,
+    claims: Option<Api<PersistentVolumeClaim>>,
+    changes: BoxStream<'static, kube::Result<WatchEvent<Pod>>>,
+}
+
+impl BarePod {
+    /// From the request to the phase `Running`, as a watch tells it.
+    async fn start(namespace: &Namespace, name: String, with_claim: bool) -> Self {
+        let pods: Api<Pod> = namespace.api();
+        let claims = with_claim.then(|| namespace.api());
+        let mut pod = json!({
+            "metadata": { "name": name },
+            "spec": {
+                "restartPolicy": "Never",
+                "containers": [{
+                    "name": "c", "image": IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "1000"],
+                    "resources": { "requests": { "cpu": "20m", "memory": "64Mi" } },
+                }],
+            },
+        });
         if with_claim {
-            claims.create(&making, &claim).await.unwrap();
+            pod["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
+            pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
         }
-    };
-    let (made, ()) = tokio::join!(api.create(&making, &pod), claimed);
-    let made = made.unwrap();
-    let watch = WatchParams::default().fields(&format!("metadata.name={name}"));
-    let mut changes = api.watch(&watch, &made.metadata.resource_version.unwrap()).await.unwrap().boxed();
-    while let Some(change) = changes.try_next().await.unwrap() {
-        if let WatchEvent::Modified(pod) = change
-            && pod.status.and_then(|status| status.phase).as_deref() == Some("Running")
-        {
-            break;
+        let pod = serde_json::from_value(pod).unwrap();
+        let claim = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
+        }))
+        .unwrap();
+        let making = PostParams::default();
+        let claimed = async {
+            if let Some(claims) = &claims {
+                claims.create(&making, &claim).await.unwrap();
+            }
+        };
+        let (made, ()) = tokio::join!(pods.create(&making, &pod), claimed);
+        let made = made.unwrap();
+        let watch = WatchParams::default().fields(&format!("metadata.name={name}"));
+        let mut changes = pods.watch(&watch, &made.metadata.resource_version.unwrap()).await.unwrap().boxed();
+        while let Some(change) = changes.try_next().await.unwrap() {
+            if let WatchEvent::Modified(pod) = change
+                && pod.status.and_then(|status| status.phase).as_deref() == Some("Running")
+            {
+                break;
+            }
+        }
+        Self { name, pods, claims, changes }
+    }
+
+    /// `sleep` is not ended by a signal that it may ignore.
+    async fn remove(mut self) {
+        let soon = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
+        self.pods.delete(&self.name, &soon).await.unwrap();
+        if let Some(claims) = &self.claims {
+            claims.delete(&self.name, &DeleteParams::default()).await.unwrap();
+        }
+        while let Some(change) = self.changes.try_next().await.unwrap() {
+            if matches!(change, WatchEvent::Deleted(_)) {
+                break;
+            }
         }
     }
+}
+
+async fn bare_pod(namespace: &Namespace, round: usize, with_claim: bool) -> Duration {
+    let started = Instant::now();
+    let pod = BarePod::start(namespace, format!("bare-{round}"), with_claim).await;
     let took = started.elapsed();
-    // Its end is not to be work beside the next figure. `sleep` is not ended by a signal that it may ignore.
-    api.delete(&name, &DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() }).await.unwrap();
-    if with_claim {
-        claims.delete(&name, &none).await.unwrap();
-    }
-    while let Some(change) = changes.try_next().await.unwrap() {
-        if matches!(change, WatchEvent::Deleted(_)) {
-            break;
-        }
-    }
+    // Its end is not to be work beside the next figure.
+    pod.remove().await;
     took
 }
 
@@ -176,8 +200,8 @@ async fn ask(runtime: &KubernetesRuntime, id: &SandboxId, lifetime: Lifetime) {
     assert_eq!(data, "hello\n".as_bytes());
 }
 
-/// Fifty one after another, and twenty at once.
-async fn many(runtime: &KubernetesRuntime) {
+/// Fifty one after another, and twenty at once beside as many bare pods.
+async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
     let started = Instant::now();
     for number in 0..50 {
         let id: SandboxId = format!("row-{number}").parse().unwrap();
@@ -186,15 +210,28 @@ async fn many(runtime: &KubernetesRuntime) {
     }
     let each = started.elapsed() / 50;
     println!("50 one after another, made, used and removed: {} ms each", each.as_millis());
-    let ids: Vec<SandboxId> = (0..20).map(|number| format!("crowd-{number}").parse().unwrap()).collect();
-    let started = Instant::now();
-    join_all(ids.iter().map(|id| ask(runtime, id, Lifetime::OfThisProcess))).await;
-    println!("20 at once, until the last has printed: {} ms", started.elapsed().as_millis());
-    let started = Instant::now();
-    for removed in join_all(ids.iter().map(|id| runtime.remove(id, &|_| {}))).await {
-        removed.unwrap();
+
+    let mut bare = Vec::new();
+    let mut ours = Vec::new();
+    for round in 0..CROWDS {
+        let started = Instant::now();
+        let pods =
+            join_all((0..CROWD).map(|number| BarePod::start(namespace, format!("crowd-{round}-{number}"), false)))
+                .await;
+        bare.push(started.elapsed());
+        join_all(pods.into_iter().map(BarePod::remove)).await;
+        let ids: Vec<SandboxId> = (0..CROWD).map(|number| format!("crowd-{round}-{number}").parse().unwrap()).collect();
+        let started = Instant::now();
+        join_all(ids.iter().map(|id| ask(runtime, id, Lifetime::OfThisProcess))).await;
+        ours.push(started.elapsed());
+        for removed in join_all(ids.iter().map(|id| runtime.remove(id, &|_| {}))).await {
+            removed.unwrap();
+        }
     }
-    println!("20 at once removed: {} ms", started.elapsed().as_millis());
+    let (bare, ours) = (median(&bare), median(&ours));
+    let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+    println!("{CROWD} bare pods at once, until all run: {} ms (median of {CROWDS})", bare.as_millis());
+    println!("{CROWD} sandboxes at once, until the last has printed: {} ms, {ratio:.2} of that", ours.as_millis());
 }
 
 /// What the API server is asked in a sandbox's life, inside a cluster.

@@ -13,7 +13,10 @@ use serde_json::{Map, Value, json};
 use wharf_protocol::SandboxId;
 
 pub use self::ownership::{FIELD_MANAGER, Owner, Ownership, labels};
-pub(super) use self::ownership::{is_orphan, whose};
+pub(super) use self::{
+    ownership::{is_orphan, whose},
+    wharf::locked,
+};
 use super::{
     names::Names,
     part::Part,

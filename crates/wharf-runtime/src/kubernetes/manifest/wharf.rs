@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    APP_PORTS, BIND_SECRET, Carried, DEADLINE_GRACE_SECONDS, Objects, Request, SERVER_PORT, Workspace,
-    add_container_extras, add_extra_volumes, add_pod_extras, claim, container_name, ingress, metadata,
-    ownership::SANDBOX_LABEL, policy, pull_policy, resources,
+    APP_PORTS, Carried, DEADLINE_GRACE_SECONDS, Objects, Request, SERVER_PORT, Workspace, add_container_extras,
+    add_extra_volumes, add_pod_extras, claim, container_name, ingress, metadata, ownership::SANDBOX_LABEL, policy,
+    pull_policy, resources,
 };
 use crate::kubernetes::{
     names::Names,
@@ -15,7 +15,6 @@ use crate::kubernetes::{
 
 /// Where the pod has what is ours. Images have nothing there.
 const PROGRAM_DIRECTORY: &str = "/wharf/bin";
-const SECRET_DIRECTORY: &str = "/wharf/secret";
 /// sandboxd's own patience with what runs in it, and some more.
 const GRACE_SECONDS: u32 = 15;
 
@@ -77,11 +76,6 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         Workspace::Claimed => json!({ "name": "workspace", "persistentVolumeClaim": { "claimName": names.pvc } }),
         Workspace::Ephemeral => json!({ "name": "workspace", "emptyDir": { "sizeLimit": settings.storage_size } }),
     };
-    let secret = json!({
-        "secretName": names.anchor,
-        "defaultMode": 0o440,
-        "items": [{ "key": BIND_SECRET, "path": BIND_SECRET }],
-    });
     let program = match request.carried {
         Carried::ByInitContainer => json!({ "name": "wharf-bin", "emptyDir": { "sizeLimit": "64Mi" } }),
         Carried::ByImageVolume => {
@@ -92,10 +86,9 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
             json!({ "name": "wharf-bin", "image": image })
         }
     };
-    let mut volumes = vec![workspace, json!({ "name": "wharf-secret", "secret": secret }), program];
+    let mut volumes = vec![workspace, program];
     let mut mounts = vec![
         json!({ "name": "workspace", "mountPath": settings.workspace_path }),
-        json!({ "name": "wharf-secret", "mountPath": SECRET_DIRECTORY, "readOnly": true }),
         json!({ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY, "readOnly": true }),
     ];
     add_extra_volumes(&mut mounts, &mut volumes, settings);
@@ -119,8 +112,6 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
             "serve",
             "--listen",
             format!("tcp:[::]:{SERVER_PORT}"),
-            "--bind-secret-file",
-            format!("{SECRET_DIRECTORY}/{BIND_SECRET}"),
         ],
         "ports": ports,
         "volumeMounts": mounts,
@@ -165,6 +156,18 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         add_pod_extras(spec, settings);
     }
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(&names.pod, selector(names), settings), "spec": spec })
+}
+
+/// The pod whose sandboxd takes its identity from who has this bind secret.
+///
+/// Only the digest is in it: no secret can be read in the sandbox or by who may see pods, and no volume of one holds up the
+/// start (a kubelet takes 50 ms for it, and a second if it starts many).
+pub(crate) fn locked(pod: &Value, bind_secret: &str) -> Value {
+    let mut pod = pod.clone();
+    if let Some(command) = pod["spec"]["containers"][0]["command"].as_array_mut() {
+        command.extend([json!("--bind-secret-sha256"), json!(bind_secret)]);
+    }
+    pod
 }
 
 /// What Pod Security's level `restricted` asks of a container.

@@ -45,7 +45,7 @@ impl Answer {
 
 impl Api {
     fn blank() -> Self {
-        let core = Arc::new(Core::new(Some(Secret::new(SECRET)), CancellationToken::new()));
+        let core = Arc::new(Core::new(Some(Secret::new(SECRET).digest()), CancellationToken::new()));
         Self { router: router(core), key: KEY, home: tempfile::tempdir().unwrap() }
     }
 
