@@ -32,13 +32,23 @@ const ROUNDS: usize = 15;
 const CROWD: usize = 20;
 const CROWDS: usize = 5;
 const BARE: &str = "a bare pod until it runs";
+const RESTRICTED: &str = "a bare pod at the level `restricted` until it runs";
 const BARE_WITH_CLAIM: &str = "a bare pod with a claim until it runs";
 
 /// What is measured: until the phase is `Running`, or until the first byte of the first command.
 #[derive(Clone, Copy)]
 enum Turn<'a> {
-    Bare { claim: bool },
+    Bare(Bare),
     Ours(&'a KubernetesRuntime, Lifetime),
+}
+
+/// What a pod has that does nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bare {
+    Nothing,
+    /// What Pod Security asks for, as sandboxes have it.
+    Walls,
+    Claim,
 }
 
 fn main() {
@@ -54,13 +64,14 @@ async fn measure(namespace: &Namespace) {
     let inside = runtime(namespace, "pod-address");
     let outside = runtime(namespace, "port-forward");
     // Images are there and caches warm before the first figure.
-    bare_pod(namespace, 0, false).await;
+    bare_pod(namespace, 0, Bare::Nothing).await;
     first_byte(&inside, 0, Lifetime::OfThisProcess).await;
     // Turn by turn, so that what else the machine does meets all of them.
     for round in 1..=ROUNDS {
         let mut turns = [
-            (BARE, Turn::Bare { claim: false }),
-            (BARE_WITH_CLAIM, Turn::Bare { claim: true }),
+            (BARE, Turn::Bare(Bare::Nothing)),
+            (RESTRICTED, Turn::Bare(Bare::Walls)),
+            (BARE_WITH_CLAIM, Turn::Bare(Bare::Claim)),
             ("run, pod address", Turn::Ours(&inside, Lifetime::OfThisProcess)),
             ("run, port-forward", Turn::Ours(&outside, Lifetime::OfThisProcess)),
             ("create, pod address", Turn::Ours(&inside, Lifetime::Kept)),
@@ -69,15 +80,17 @@ async fn measure(namespace: &Namespace) {
         turns.rotate_left(round % count);
         for (what, turn) in turns {
             times.entry(what).or_default().push(match turn {
-                Turn::Bare { claim } => bare_pod(namespace, round, claim).await,
+                Turn::Bare(bare) => bare_pod(namespace, round, bare).await,
                 Turn::Ours(runtime, lifetime) => first_byte(runtime, round, lifetime).await,
             });
         }
     }
     for (what, beside) in [
         (BARE, BARE),
+        (RESTRICTED, BARE),
         (BARE_WITH_CLAIM, BARE),
         ("run, pod address", BARE),
+        ("run, pod address", RESTRICTED),
         ("run, port-forward", BARE),
         ("create, pod address", BARE),
         ("create, pod address", BARE_WITH_CLAIM),
@@ -114,9 +127,9 @@ struct BarePod {
 
 impl BarePod {
     /// From the request to the phase `Running`, as a watch tells it.
-    async fn start(namespace: &Namespace, name: String, with_claim: bool) -> Self {
+    async fn start(namespace: &Namespace, name: String, bare: Bare) -> Self {
         let pods: Api<Pod> = namespace.api();
-        let claims = with_claim.then(|| namespace.api());
+        let claims = (bare == Bare::Claim).then(|| namespace.api());
         let mut pod = json!({
             "metadata": { "name": name },
             "spec": {
@@ -127,7 +140,15 @@ impl BarePod {
                 }],
             },
         });
-        if with_claim {
+        if bare == Bare::Walls {
+            pod["spec"]["securityContext"] = json!({
+                "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true,
+                "seccompProfile": { "type": "RuntimeDefault" },
+            });
+            pod["spec"]["containers"][0]["securityContext"] =
+                json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+        }
+        if claims.is_some() {
             pod["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
             pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
         }
@@ -172,9 +193,9 @@ impl BarePod {
     }
 }
 
-async fn bare_pod(namespace: &Namespace, round: usize, with_claim: bool) -> Duration {
+async fn bare_pod(namespace: &Namespace, round: usize, bare: Bare) -> Duration {
     let started = Instant::now();
-    let pod = BarePod::start(namespace, format!("bare-{round}"), with_claim).await;
+    let pod = BarePod::start(namespace, format!("bare-{round}"), bare).await;
     let took = started.elapsed();
     // Its end is not to be work beside the next figure.
     pod.remove().await;
@@ -215,9 +236,10 @@ async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
     let mut ours = Vec::new();
     for round in 0..CROWDS {
         let started = Instant::now();
-        let pods =
-            join_all((0..CROWD).map(|number| BarePod::start(namespace, format!("crowd-{round}-{number}"), false)))
-                .await;
+        let pods = join_all(
+            (0..CROWD).map(|number| BarePod::start(namespace, format!("crowd-{round}-{number}"), Bare::Walls)),
+        )
+        .await;
         bare.push(started.elapsed());
         join_all(pods.into_iter().map(BarePod::remove)).await;
         let ids: Vec<SandboxId> = (0..CROWD).map(|number| format!("crowd-{round}-{number}").parse().unwrap()).collect();
@@ -230,7 +252,10 @@ async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
     }
     let (bare, ours) = (median(&bare), median(&ours));
     let ratio = ours.as_secs_f64() / bare.as_secs_f64();
-    println!("{CROWD} bare pods at once, until all run: {} ms (median of {CROWDS})", bare.as_millis());
+    println!(
+        "{CROWD} bare pods at the level `restricted` at once, until all run: {} ms (median of {CROWDS})",
+        bare.as_millis()
+    );
     println!("{CROWD} sandboxes at once, until the last has printed: {} ms, {ratio:.2} of that", ours.as_millis());
 }
 
