@@ -1,5 +1,6 @@
 use std::{io, time::Duration};
 
+use http::StatusCode;
 use wharf_protocol::{Problem, ProblemKind};
 
 /// What went wrong, for callers who act on it.
@@ -30,6 +31,9 @@ pub enum ClientError {
     TimedOut { after: Duration },
     #[error("the sandbox has sent nothing for {} s", after.as_secs())]
     Stalled { after: Duration },
+    /// Somebody on the way, such as a service mesh.
+    #[error("the sandbox cannot be reached: {status}")]
+    Gateway { status: StatusCode },
     #[error("{0}")]
     Refused(Box<Problem>),
     #[error("the sandbox gave no proper answer: {reason}")]
@@ -47,7 +51,7 @@ impl ClientError {
 
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Connect { .. } | Self::Connection { .. } => ErrorKind::Unreachable,
+            Self::Connect { .. } | Self::Connection { .. } | Self::Gateway { .. } => ErrorKind::Unreachable,
             Self::TimedOut { .. } | Self::Stalled { .. } => ErrorKind::TimedOut,
             Self::Refused(problem) => ErrorKind::Refused(problem.kind),
             Self::Answer { .. } => ErrorKind::BadAnswer,

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 use wharf_protocol::{DirectoryListing, FileStat, UploadResult};
 
-use crate::{CALL_PATIENCE, ClientError, Sandbox, empty};
+use crate::{CALL_PATIENCE, ClientError, Sandbox, empty, silence::Heard};
 
 /// How long nothing of a download may come.
 const STALL_PATIENCE: Duration = Duration::from_secs(60);
@@ -68,7 +68,8 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; then the old file stays. A sandbox that answers nothing for 45 seconds has timed out.
+    /// [`ClientError`]; then the old file stays, or the new one is there whole if only the answer was lost. A sandbox of which
+    /// nothing is heard for 45 seconds has timed out.
     pub async fn write(
         &self,
         path: &str,
@@ -83,7 +84,7 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; members before the refused one are left.
+    /// As [`Files::write`]; members before the refused or the last one that arrived are left, that one perhaps short.
     pub async fn write_tar(
         &self,
         path: &str,
@@ -110,10 +111,14 @@ impl<'a> Files<'a> {
     }
 
     async fn upload(&self, path: &str, input: impl AsyncRead + Send + 'static) -> Result<UploadResult, ClientError> {
-        let frames = ReaderStream::with_capacity(input, 256 << 10).map_ok(BodyFrame::data);
+        let heard = Heard::new();
+        let taken = heard.clone();
+        // A piece that is taken is a sign of life, and over a slow line there is no room for another.
+        let frames =
+            ReaderStream::with_capacity(input, 256 << 10).inspect_ok(move |_| taken.now()).map_ok(BodyFrame::data);
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
         // The input and the sandbox's disk take as long as they like.
-        self.sandbox.send_patiently(Method::PUT, path, "application/octet-stream", body).await?.parse().await
+        self.sandbox.send_patiently(Method::PUT, path, "application/octet-stream", body, heard).await?.parse().await
     }
 }
 

@@ -1,7 +1,7 @@
 use http::Method;
 use wharf_protocol::{CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo};
 
-use crate::{ClientError, Output, Sandbox, full, to_json};
+use crate::{ClientError, Output, Sandbox, full, silence::Heard, to_json};
 
 /// One exec of a sandbox: a process and what it printed. Dropping it changes nothing in the sandbox.
 #[derive(Debug, Clone)]
@@ -72,12 +72,20 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; a session that is busy is a conflict, a sandbox that answers nothing for 45 seconds has timed out.
+    /// [`ClientError`]; a session that is busy is a conflict, a sandbox of which nothing is heard for 45 seconds has timed out.
+    ///
+    /// # Cancel safety
+    ///
+    /// What becomes of the command of a dropped call, or of one that has timed out, is what the request says: `on_disconnect`.
     pub async fn run(&self, request: &RunRequest) -> Result<CommandResult, ClientError> {
         let body = to_json(request)?;
         let path = format!("/v1/sessions/{}/run", self.id);
         // The request's own limits end the wait.
-        self.sandbox.send_patiently(Method::POST, &path, "application/json", full(body)).await?.parse().await
+        self.sandbox
+            .send_patiently(Method::POST, &path, "application/json", full(body), Heard::new())
+            .await?
+            .parse()
+            .await
     }
 
     /// What its terminal shows now.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header, request};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout_at};
 use wharf_protocol::{
     BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
@@ -26,6 +26,7 @@ use wharf_protocol::{
 use self::{
     connection::{Answer, Connections},
     route::Carries,
+    silence::Heard,
 };
 pub use self::{
     error::{ClientError, ErrorKind},
@@ -39,7 +40,7 @@ pub use self::{
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 /// During a call that may take as long as it likes, the sandbox is asked so often whether it is there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-/// Once it has answered nothing for so long, nobody waits for it any more.
+/// Once nothing was heard of it for so long, nobody waits for it any more.
 const LOST_AFTER: Duration = Duration::from_secs(45);
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -192,32 +193,36 @@ impl Sandbox {
         self.connections.send(request, Carries::Calls, patience).await
     }
 
-    /// Sends a request whose answer may take as long as it likes, as long as the sandbox is there: of a node without power,
-    /// nobody tells, and behind an API server not even TCP does.
+    /// Sends a request whose answer may take as long as it likes, as long as something is `heard` of the sandbox: of a node
+    /// without power, nobody tells, and behind an API server not even TCP does.
     pub(crate) async fn send_patiently(
         &self,
         method: Method,
         path: &str,
         media_type: &str,
         body: Body,
+        heard: Heard,
     ) -> Result<Answer, ClientError> {
         tokio::select! {
+            biased;
             answer = self.send(method, path, Some(media_type), body, Duration::MAX) => answer,
-            () = self.lost() => Err(ClientError::TimedOut { after: LOST_AFTER }),
+            () = self.lost(heard) => Err(ClientError::TimedOut { after: LOST_AFTER }),
         }
     }
 
-    /// Ends once the sandbox has answered nothing for 45 seconds. A refusal is an answer.
-    async fn lost(&self) {
-        let mut answered = Instant::now();
-        while answered.elapsed() < LOST_AFTER {
-            sleep(LOOK_INTERVAL).await;
-            let look = self.send(Method::GET, "/v1/health", None, empty(), LOOK_INTERVAL).await;
-            match look.as_ref().map_err(ClientError::kind) {
-                Err(ErrorKind::Unreachable | ErrorKind::TimedOut) => {}
-                Ok(_) | Err(ErrorKind::Refused(_) | ErrorKind::BadAnswer | ErrorKind::BadRequest) => {
-                    answered = Instant::now();
-                }
+    /// Ends once nothing was heard of the sandbox for 45 seconds. A refusal is an answer, and so is a connection that is closed
+    /// at once, as by a sandbox that has too many.
+    async fn lost(&self, heard: Heard) {
+        loop {
+            let look = async {
+                sleep(LOOK_INTERVAL).await;
+                self.send(Method::GET, "/v1/health", None, empty(), LOOK_INTERVAL).await
+            };
+            match timeout_at(heard.last() + LOST_AFTER, look).await {
+                Ok(Err(ClientError::Connect { .. } | ClientError::TimedOut { .. } | ClientError::Gateway { .. })) => {}
+                Ok(_) => heard.now(),
+                Err(_) if heard.last().elapsed() >= LOST_AFTER => return,
+                Err(_) => {}
             }
         }
     }
@@ -246,6 +251,7 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
     match serde_json::from_slice::<Problem>(bytes) {
         Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(_) if matches!(status.as_u16(), 502..=504) => ClientError::Gateway { status },
         Err(_) => ClientError::Answer { reason: format!("the answer was {status} without a problem") },
     }
 }

@@ -43,12 +43,13 @@ pub(crate) fn leave_program(alternate: bool) {
 
 fn leaving(alternate: bool) -> String {
     let screen = if alternate { "\x1b[?1049l" } else { "" };
-    // Giving the region back leads to the corner of the screen, and a restored cursor brings its line drawing along.
-    const POSITION: &str = "\x1b7\x1b[r\x1b8";
-    // The first is for what has no other end without a move, origin mode; who does not know it knows the others.
+    // Both lead to the corner of the screen; a restored cursor brings its line drawing along.
+    const REGION: &str = "\x1b7\x1b[r\x1b[?6l\x1b8";
+    // The first is for terminals whose restored cursor brings origin mode along too.
     const MODES: &str = "\x1b[!p\x1b[?7h\x1b[4l\x1b[20l\x1b(B\x1b)B\x0f\
-        \x1b[?25h\x1b[?2004l\x1b[?1004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1l\x1b>\x1b[0m";
-    format!("{screen}{POSITION}{MODES}")
+        \x1b[?25h\x1b[?2004l\x1b[?1004l\x1b[?1l\x1b>\x1b[0m\
+        \x1b[?9l\x1b[?1000l\x1b[?1001l\x1b[?1002l\x1b[?1003l\x1b[?1005l\x1b[?1006l\x1b[?1015l\x1b[?1016l";
+    format!("{screen}{REGION}{MODES}")
 }
 
 /// The terminal's size, or the usual one if there is no terminal.
@@ -72,24 +73,34 @@ mod tests {
 
     #[test]
     fn whatever_a_program_set_is_undone_where_the_cursor_stands() {
-        for set in [
-            "",
-            "\x1b[2;3r",
-            "\x1b[2;3r\x1b[?6h",
-            "\x1b(0",
-            "\x1b)0\x0e",
-            "\x1b[4h",
-            "\x1b[20h",
-            "\x1b[?7l",
-            "\x1b[31m",
-        ] {
-            let mut screen = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
-            screen.feed(format!("{set}\x1b[2;3H").as_bytes());
-            let stood = screen.cursor();
-            screen.feed(leaving(false).as_bytes());
-            assert_eq!(screen.cursor(), stood, "{set:?}");
-            screen.feed(b"\x1b[4;9Hqqq\n\nx\x1b[1;1Ha");
-            assert_eq!(screen.visible_text(), "a       qq\nq\n\n x", "{set:?}");
+        let region_and_origin = "\x1b[2;3r\x1b[?6h";
+        for set in
+            ["", "\x1b[2;3r", region_and_origin, "\x1b(0", "\x1b)0\x0e", "\x1b[4h", "\x1b[20h", "\x1b[?7l", "\x1b[31m"]
+        {
+            for alternate in [false, true] {
+                let mut screen = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
+                let enter = if alternate { "\x1b[?1049h\x1b[H" } else { "" };
+                screen.feed(format!("\x1b[2;3H{enter}{set}").as_bytes());
+                if !alternate {
+                    screen.feed(b"\x1b[2;3H");
+                }
+                let stood = if alternate { (1, 2) } else { screen.cursor() };
+                screen.feed(leaving(alternate).as_bytes());
+                assert!(screen.cursor() == stood && !screen.is_alternate(), "{set:?} {:?}", screen.cursor());
+                screen.feed(b"\x1b[4;9Hqqq\n\nx\x1b[1;1Ha");
+                assert_eq!(screen.visible_text(), "a       qq\nq\n\n x", "{set:?}");
+            }
         }
+    }
+
+    #[test]
+    fn modes_that_a_redraw_sets_are_all_reset() {
+        let mut screen = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
+        for mode in 1..3000 {
+            screen.feed(format!("\x1b[?{mode}h").as_bytes());
+        }
+        screen.feed(leaving(true).as_bytes());
+        let blank = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
+        assert_eq!(String::from_utf8(screen.redraw()), String::from_utf8(blank.redraw()));
     }
 }

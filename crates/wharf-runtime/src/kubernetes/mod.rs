@@ -368,9 +368,13 @@ impl KubernetesRuntime {
         operation.observe([Part::Anchor, Part::Pod]).await?;
         match operation.attach().await {
             Ok(sandbox) => self.found_usable(operation.observed(), sandbox),
-            Err(KubernetesError::NotFound(_)) => Err(KubernetesError::NotRunning {
-                id: id.clone(),
-                reason: "it was suspended or removed meanwhile".to_owned(),
+            Err(error @ KubernetesError::NotFound(_)) => Err(match operation.observed().get(Part::Anchor) {
+                None => error,
+                Some(anchor) if anchor.terminating => KubernetesError::Deleting(id.clone()),
+                Some(_) => KubernetesError::NotRunning {
+                    id: id.clone(),
+                    reason: "it was suspended or lost its pod meanwhile".to_owned(),
+                },
             }),
             Err(error) => Err(error),
         }

@@ -14,7 +14,8 @@ const HASH_CHARACTERS: usize = 20;
 /// The names of all objects of one sandbox. Different ids never share one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The first part of a host name. The original's is the id itself, also as a label's value.
+    /// The first part of an Ingress' host name. The original's is the id itself, also as a label's value; `box` of our profile
+    /// and `wharf-box` of the original's share one.
     pub token: String,
     pub anchor: String,
     pub pod: String,

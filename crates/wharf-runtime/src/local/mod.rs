@@ -437,8 +437,13 @@ impl LocalRuntime {
             // A record that cannot be read may be another version's.
             None => !self.directory(name).join("record.json").exists(),
         };
-        let removed = |name: SandboxName| self.remove(&name).map(|_| name.into());
-        self.names().into_iter().filter(is_garbage).map(removed).collect()
+        let removed = |name: SandboxName| match self.remove(&name) {
+            Ok(_) => Some(Ok(name.into())),
+            // Somebody is at work on it, so it is no garbage.
+            Err(LocalError::Busy(_)) => None,
+            Err(error) => Some(Err(error)),
+        };
+        self.names().into_iter().filter(is_garbage).filter_map(removed).collect()
     }
 
     fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {

@@ -32,6 +32,7 @@ const ROUNDS: usize = 15;
 const CROWD: usize = 20;
 const CROWDS: usize = 5;
 const BARE: &str = "a bare pod until it runs";
+const WITHOUT_VOLUMES: &str = "a bare pod without even a token until it runs";
 const RESTRICTED: &str = "a bare pod at the level `restricted` until it runs";
 const BARE_WITH_CLAIM: &str = "a bare pod with a claim until it runs";
 
@@ -46,6 +47,8 @@ enum Turn<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bare {
     Nothing,
+    /// A kubelet looks every 300 ms whether volumes are mounted, and the token is one.
+    NoToken,
     /// What Pod Security asks for, as sandboxes have it.
     Walls,
     Claim,
@@ -70,6 +73,7 @@ async fn measure(namespace: &Namespace) {
     for round in 1..=ROUNDS {
         let mut turns = [
             (BARE, Turn::Bare(Bare::Nothing)),
+            (WITHOUT_VOLUMES, Turn::Bare(Bare::NoToken)),
             (RESTRICTED, Turn::Bare(Bare::Walls)),
             (BARE_WITH_CLAIM, Turn::Bare(Bare::Claim)),
             ("run, pod address", Turn::Ours(&inside, Lifetime::OfThisProcess)),
@@ -87,6 +91,7 @@ async fn measure(namespace: &Namespace) {
     }
     for (what, beside) in [
         (BARE, BARE),
+        (WITHOUT_VOLUMES, BARE),
         (RESTRICTED, BARE),
         (BARE_WITH_CLAIM, BARE),
         ("run, pod address", BARE),
@@ -140,6 +145,9 @@ impl BarePod {
                 }],
             },
         });
+        if bare == Bare::NoToken {
+            pod["spec"]["automountServiceAccountToken"] = json!(false);
+        }
         if bare == Bare::Walls {
             pod["spec"]["securityContext"] = json!({
                 "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true,
@@ -221,7 +229,7 @@ async fn ask(runtime: &KubernetesRuntime, id: &SandboxId, lifetime: Lifetime) {
     assert_eq!(data, "hello\n".as_bytes());
 }
 
-/// Fifty one after another, and twenty at once beside as many bare pods.
+/// Fifty one after another, and twenty at once after as many bare pods.
 async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
     let started = Instant::now();
     for number in 0..50 {

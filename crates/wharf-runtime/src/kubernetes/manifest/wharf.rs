@@ -158,14 +158,13 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(&names.pod, selector(names), settings), "spec": spec })
 }
 
-/// The pod whose sandboxd takes its identity from who has this bind secret.
+/// The pod whose sandboxd takes its identity from who has the bind secret of this digest.
 ///
-/// Only the digest is in it: no secret can be read in the sandbox or by who may see pods, and no volume of one holds up the
-/// start (a kubelet takes 50 ms for it, and a second if it starts many).
-pub(crate) fn locked(pod: &Value, bind_secret: &str) -> Value {
+/// The secret itself can be read neither in the sandbox nor by who may see pods, and no kubelet has to fetch it.
+pub(crate) fn locked(pod: &Value, digest: &str) -> Value {
     let mut pod = pod.clone();
     if let Some(command) = pod["spec"]["containers"][0]["command"].as_array_mut() {
-        command.extend([json!("--bind-secret-sha256"), json!(bind_secret)]);
+        command.extend([json!("--bind-secret-sha256"), json!(digest)]);
     }
     pod
 }
