@@ -26,7 +26,7 @@ use wharf_protocol::{
 use self::{
     connection::{Answer, Connections},
     route::Carries,
-    silence::Heard,
+    silence::{Heard, SILENCE},
 };
 pub use self::{
     error::{ClientError, ErrorKind},
@@ -40,8 +40,6 @@ pub use self::{
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 /// During a call that may take as long as it likes, the sandbox is asked so often whether it is there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
-/// Once nothing was heard of it for so long, nobody waits for it any more.
-const LOST_AFTER: Duration = Duration::from_secs(45);
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -206,7 +204,7 @@ impl Sandbox {
         tokio::select! {
             biased;
             answer = self.send(method, path, Some(media_type), body, Duration::MAX) => answer,
-            () = self.lost(heard) => Err(ClientError::TimedOut { after: LOST_AFTER }),
+            () = self.lost(heard) => Err(ClientError::TimedOut { after: SILENCE }),
         }
     }
 
@@ -218,10 +216,10 @@ impl Sandbox {
                 sleep(LOOK_INTERVAL).await;
                 self.send(Method::GET, "/v1/health", None, empty(), LOOK_INTERVAL).await
             };
-            match timeout_at(heard.last() + LOST_AFTER, look).await {
+            match timeout_at(heard.last() + SILENCE, look).await {
                 Ok(Err(ClientError::Connect { .. } | ClientError::TimedOut { .. } | ClientError::Gateway { .. })) => {}
                 Ok(_) => heard.now(),
-                Err(_) if heard.last().elapsed() >= LOST_AFTER => return,
+                Err(_) if heard.last().elapsed() >= SILENCE => return,
                 Err(_) => {}
             }
         }

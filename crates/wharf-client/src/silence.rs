@@ -11,8 +11,9 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// Three pings of sandboxd, which sends one after 15 seconds without output.
-const SILENCE: Duration = Duration::from_secs(45);
+/// After so long without a sign of life a sandbox is lost: three pings of sandboxd, which sends one after 15 seconds without
+/// output.
+pub(crate) const SILENCE: Duration = Duration::from_secs(45);
 
 /// A stream whose reads fail once nothing has come for 45 seconds: nobody tells that a node has lost its power.
 ///

@@ -22,7 +22,7 @@ use tokio_tungstenite::{
     },
 };
 use wharf_client::{Dial, ErrorKind, Output, Route, RouteStream, Sandbox};
-use wharf_protocol::{ByteOffset, CommandOutcome, ExecRequest, Frame, RunRequest, Secret, SessionRequest, Stream};
+use wharf_protocol::{ByteOffset, ExecRequest, Frame, RunRequest, Secret, SessionRequest, Stream};
 use wharf_sandboxd::http::native;
 
 use common::KEY;
@@ -221,12 +221,12 @@ async fn check_long_calls(answer: Option<&'static [u8]>, expected: Result<(), Er
             }
             tokio::spawn(async move {
                 sleep(Duration::from_secs(1800)).await;
-                let done = CommandOutcome::Finished { exit_code: 0 };
-                let mut result = json!({ "output": "", "truncated": false, "output_start": 0, "output_end": 0 });
-                for more in [json!(done), json!({ "working_dir": "/", "path": "/f", "files": 1, "bytes": 1 })] {
-                    result.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-                }
-                let body = result.to_string();
+                // Of a command, and of an upload.
+                let body = json!({
+                    "outcome": "finished", "exit_code": 0, "output": "", "truncated": false, "output_start": 0,
+                    "output_end": 0, "working_dir": "/", "path": "/f", "files": 1, "bytes": 1,
+                })
+                .to_string();
                 let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                 // Nobody may be there any more.
                 let _ = line.write_all(answer.as_bytes()).await;

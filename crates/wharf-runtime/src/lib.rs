@@ -49,6 +49,12 @@ pub struct Collected<E> {
     pub failed: Vec<E>,
 }
 
+impl<E> Collected<E> {
+    pub(crate) fn err_into<F: From<E>>(self) -> Collected<F> {
+        Collected { removed: self.removed, failed: self.failed.into_iter().map(F::from).collect() }
+    }
+}
+
 impl<E> FromIterator<Result<SandboxId, E>> for Collected<E> {
     fn from_iter<I: IntoIterator<Item = Result<SandboxId, E>>>(removals: I) -> Self {
         let mut collected = Self { removed: Vec::new(), failed: Vec::new() };

@@ -301,16 +301,10 @@ impl Runtime {
     ///
     /// When nobody can tell what there is.
     pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Collected<RuntimeError>, RuntimeError> {
-        match self {
-            Self::Local(local) => {
-                let Collected { removed, failed } = blocking(local, |local| Ok(local.collect_garbage())).await?;
-                Ok(Collected { removed, failed: failed.into_iter().map(RuntimeError::from).collect() })
-            }
-            Self::Kubernetes(kubernetes) => {
-                let Collected { removed, failed } = kubernetes.collect_garbage(report).await?;
-                Ok(Collected { removed, failed: failed.into_iter().map(RuntimeError::from).collect() })
-            }
-        }
+        Ok(match self {
+            Self::Local(local) => blocking(local, |local| Ok(local.collect_garbage())).await?.err_into(),
+            Self::Kubernetes(kubernetes) => kubernetes.collect_garbage(report).await?.err_into(),
+        })
     }
 
     /// Says that a throw-away sandbox is needed, for as long as this is polled.

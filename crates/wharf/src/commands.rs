@@ -68,14 +68,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let waiting = Progress::waiting("removing what was left half made");
             let collected = runtime.collect_garbage(&|stage| waiting.stage(stage)).await?;
             drop(waiting);
-            let failed = !collected.failed.is_empty();
-            for error in collected.failed {
-                crate::error::report(&error.into());
-            }
-            show::names(&collected.removed, form)?;
-            if failed {
-                return Ok(ExitCode::from(crate::error::FAILED));
-            }
+            return removed(&collected.removed, collected.failed.into_iter().map(Into::into), form);
         }
         Command::Render(_) | Command::Install | Command::Completions { .. } => {}
     }
@@ -312,24 +305,32 @@ async fn remove(runtime: &Runtime, names: Vec<SandboxId>, all: bool, form: Outpu
         }
     }
     drop(waiting);
-    let (mut failed, mut removed) = (false, Vec::new());
+    let (mut failed, mut gone) = (Vec::new(), Vec::new());
     for (name, done) in names.into_iter().zip(results) {
         match done {
-            Ok(true) => removed.push(name),
+            Ok(true) => gone.push(name),
             // Somebody else has removed it since it was listed.
             Ok(false) if all => {}
-            Ok(false) => {
-                anstream::eprintln!("error: there is no sandbox `{name}`");
-                failed = true;
-            }
-            Err(error) => {
-                crate::error::report(&error.into());
-                failed = true;
-            }
+            Ok(false) => failed.push(anyhow!("there is no sandbox `{name}`")),
+            Err(error) => failed.push(error.into()),
         }
     }
-    show::names(&removed, form)?;
-    Ok(if failed { ExitCode::from(crate::error::FAILED) } else { ExitCode::SUCCESS })
+    removed(&gone, failed, form)
+}
+
+/// Tells what could not be removed, and prints what was.
+fn removed(
+    names: &[SandboxId],
+    failed: impl IntoIterator<Item = anyhow::Error>,
+    form: OutputForm,
+) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for error in failed {
+        crate::error::report(&error);
+        code = ExitCode::from(crate::error::FAILED);
+    }
+    show::names(names, form)?;
+    Ok(code)
 }
 
 const REMOVED_AT_ONCE: usize = 16;

@@ -79,12 +79,12 @@ mod tests {
         {
             for alternate in [false, true] {
                 let mut screen = Screen::new(ScreenSize { rows: 4, columns: 10 }, 100);
-                let enter = if alternate { "\x1b[?1049h\x1b[H" } else { "" };
-                screen.feed(format!("\x1b[2;3H{enter}{set}").as_bytes());
-                if !alternate {
-                    screen.feed(b"\x1b[2;3H");
+                let before = if alternate { "" } else { set };
+                screen.feed(format!("{before}\x1b[2;3H").as_bytes());
+                let stood = screen.cursor();
+                if alternate {
+                    screen.feed(format!("\x1b[?1049h\x1b[H{set}").as_bytes());
                 }
-                let stood = if alternate { (1, 2) } else { screen.cursor() };
                 screen.feed(leaving(alternate).as_bytes());
                 assert!(screen.cursor() == stood && !screen.is_alternate(), "{set:?} {:?}", screen.cursor());
                 screen.feed(b"\x1b[4;9Hqqq\n\nx\x1b[1;1Ha");

@@ -637,12 +637,7 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
     .manifest(&settings.installation, &names, &objects);
     anchor["stringData"] = json!({ "bind": LATER, "bind-secret": LATER, "key": LATER, "objects": LATER });
     anchor["metadata"]["annotations"][labels::LEASED_UNTIL] = json!(LATER);
-    let owner = Owner {
-        installation: settings.installation.clone(),
-        sandbox: names.label().to_owned(),
-        anchor: names.anchor.clone(),
-        anchor_uid: LATER.to_owned(),
-    };
+    let owner = Owner::new(&settings.installation, &names, LATER);
     if let Some(pod) = objects.get_mut(&Part::Pod).filter(|_| settings.profile == Profile::Wharf) {
         *pod = locked(pod, LATER);
     }

@@ -243,10 +243,8 @@ impl<'a> Operation<'a> {
         if steps.is_empty() {
             return Ok(());
         }
-        let owner = match self.observed.get(Part::Anchor) {
-            Some(seen) => self.owner(seen.uid.clone()),
-            None => self.owner(String::new()),
-        };
+        let anchor_uid = self.observed.get(Part::Anchor).map_or("", |seen| &seen.uid);
+        let owner = Owner::new(&self.settings.installation, &self.names, anchor_uid);
         let stored = self.anchor().ok();
         let renewed = match aim {
             Aim::Running { new } if steps.contains(&Step::Want(Wanted::Running)) => *new,
@@ -325,15 +323,6 @@ impl<'a> Operation<'a> {
         match first_error {
             None => Ok(()),
             Some(error) => Err(error.into()),
-        }
-    }
-
-    fn owner(&self, anchor_uid: String) -> Owner {
-        Owner {
-            installation: self.settings.installation.clone(),
-            sandbox: self.names.label().to_owned(),
-            anchor: self.names.anchor.clone(),
-            anchor_uid,
         }
     }
 

@@ -154,12 +154,7 @@ fn refused(desired: &Desired<'_>, part: Part, owner: String) -> Next {
 }
 
 fn owner_of(desired: &Desired<'_>, anchor: &Anchor) -> Owner {
-    Owner {
-        installation: desired.installation.to_owned(),
-        sandbox: desired.names.label().to_owned(),
-        anchor: desired.names.anchor.clone(),
-        anchor_uid: anchor.uid.clone(),
-    }
+    Owner::new(desired.installation, desired.names, &anchor.uid)
 }
 
 fn running(

@@ -88,12 +88,7 @@ impl World {
 
     /// A part as this sandbox's own.
     fn with(mut self, part: Part, change: impl FnOnce(&mut Value)) -> Self {
-        let owner = Owner {
-            installation: "here".to_owned(),
-            sandbox: self.names.label().to_owned(),
-            anchor: self.names.anchor.clone(),
-            anchor_uid: "anchor-1".to_owned(),
-        };
+        let owner = Owner::new("here", &self.names, "anchor-1");
         let mut object = owner.adopt(&self.objects[&part]);
         object["metadata"]["uid"] = json!(format!("{part:?}-1").to_lowercase());
         change(&mut object);

@@ -528,16 +528,17 @@ impl State {
                 out.push_str(sequence);
             }
         }
-        let region = match self.region {
-            whole if whole == (0, self.size.rows - 1) => String::new(),
-            (top, bottom) => format!("\x1b[{};{}r", top + 1, bottom + 1),
-        };
+        let (top, bottom) = self.region;
+        let is_whole = (top, bottom) == (0, self.size.rows - 1);
+        let region = if is_whole { String::new() } else { format!("\x1b[{};{}r", top + 1, bottom + 1) };
         let position = format!("\x1b[{};{}H", cursor.row + 1, cursor.column.min(self.size.columns - 1) + 1);
         // In origin mode only a restored cursor gets out of the region, so it is saved while that is the whole screen.
-        out.push_str(&match cursor.origin {
-            true => format!("\x1b[?6h{position}\x1b7{region}\x1b8"),
-            false => format!("{region}{position}"),
-        });
+        if cursor.origin {
+            out.push_str(&format!("\x1b[?6h{position}\x1b7{region}\x1b8"));
+        } else {
+            out.push_str(&region);
+            out.push_str(&position);
+        }
         out.into_bytes()
     }
 }

@@ -242,6 +242,7 @@ async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
 
     let mut bare = Vec::new();
     let mut ours = Vec::new();
+    let mut ends = Vec::new();
     for round in 0..CROWDS {
         let started = Instant::now();
         let pods = join_all(
@@ -254,9 +255,11 @@ async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
         let started = Instant::now();
         join_all(ids.iter().map(|id| ask(runtime, id, Lifetime::OfThisProcess))).await;
         ours.push(started.elapsed());
+        let started = Instant::now();
         for removed in join_all(ids.iter().map(|id| runtime.remove(id, &|_| {}))).await {
             removed.unwrap();
         }
+        ends.push(started.elapsed());
     }
     let (bare, ours) = (median(&bare), median(&ours));
     let ratio = ours.as_secs_f64() / bare.as_secs_f64();
@@ -265,6 +268,7 @@ async fn many(namespace: &Namespace, runtime: &KubernetesRuntime) {
         bare.as_millis()
     );
     println!("{CROWD} sandboxes at once, until the last has printed: {} ms, {ratio:.2} of that", ours.as_millis());
+    println!("{CROWD} at once removed: {} ms", median(&ends).as_millis());
 }
 
 /// What the API server is asked in a sandbox's life, inside a cluster.

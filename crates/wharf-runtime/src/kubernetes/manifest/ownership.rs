@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::kubernetes::names::Names;
+
 /// Who writes our fields, for server-side apply.
 pub const FIELD_MANAGER: &str = "wharf";
 pub(super) const SANDBOX_LABEL: &str = labels::SANDBOX;
@@ -37,6 +39,15 @@ pub struct Owner {
 }
 
 impl Owner {
+    pub(crate) fn new(installation: &str, names: &Names, anchor_uid: &str) -> Self {
+        Self {
+            installation: installation.to_owned(),
+            sandbox: names.label().to_owned(),
+            anchor: names.anchor.clone(),
+            anchor_uid: anchor_uid.to_owned(),
+        }
+    }
+
     /// The labels of everything that belongs to the sandbox.
     pub fn labels(installation: &str, sandbox: &str) -> Value {
         json!({
