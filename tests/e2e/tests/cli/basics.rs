@@ -1,78 +1,12 @@
-//! The built `wharf`, used as a person would, with real sandboxes.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+//! Each command, as a person uses it.
 
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
-/// Somebody without any privilege, whom the machine need not know.
-const ORDINARY: u32 = 43_210;
-
-struct Wharf {
-    state: tempfile::TempDir,
-    /// Where an ordinary user finds the programs; root takes them where they were built.
-    programs: Option<tempfile::TempDir>,
-}
-
-impl Wharf {
-    fn new() -> Self {
-        Self { state: tempfile::tempdir().unwrap(), programs: None }
-    }
-
-    fn as_ordinary_user() -> Self {
-        let (state, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::os::unix::fs::chown(state.path(), Some(ORDINARY), Some(ORDINARY)).expect("run the tests as root");
-        let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-        std::fs::set_permissions(programs.path(), open).unwrap();
-        for name in ["wharf", "wharf-sandboxd"] {
-            std::fs::copy(wharf_e2e::program(name), programs.path().join(name)).unwrap();
-        }
-        Self { state, programs: Some(programs) }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.programs {
-            None => Command::new(wharf_e2e::program("wharf")),
-            Some(programs) => {
-                let mut command = Command::new("setpriv");
-                let id = ORDINARY.to_string();
-                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
-                command.arg(programs.path().join("wharf")).env("HOME", self.state.path()).current_dir("/");
-                command
-            }
-        };
-        command.arg("--state-dir").arg(self.state.path()).args(arguments).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    #[track_caller]
-    fn check(&self, arguments: &[&str], code: i32, stdout: &str) {
-        let output = self.run(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{arguments:?}: {error}");
-    }
-
-    /// Runs a script in a throw-away sandbox; gives what it printed.
-    #[track_caller]
-    fn inside(&self, script: &str) -> String {
-        let output = self.run(&["run", "--", "sh", "-c", script]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-}
-
-impl Drop for Wharf {
-    fn drop(&mut self) {
-        self.run(&["rm", "--all"]);
-    }
-}
+use super::Wharf;
 
 #[test]
 fn a_throw_away_sandbox_runs_a_command_and_leaves_nothing() {
@@ -165,126 +99,6 @@ fn a_mounted_directory_is_shared_with_its_owner() {
 }
 
 #[test]
-fn attempts_to_get_out_fail() {
-    try_to_get_out(&Wharf::new());
-}
-
-#[test]
-fn attempts_to_get_out_of_an_ordinary_users_sandbox_fail() {
-    let wharf = Wharf::as_ordinary_user();
-    wharf.check(&["run", "--", "sh", "-c", "echo kept > file && cat file"], 0, "kept\n");
-    try_to_get_out(&wharf);
-}
-
-fn try_to_get_out(wharf: &Wharf) {
-    wharf.check(&["create", "neighbour"], 0, "neighbour\n");
-    let neighbour = String::from_utf8(wharf.run(&["inspect", "neighbour"]).stdout).unwrap();
-    let neighbour: serde_json::Value = serde_json::from_str(&neighbour).unwrap();
-    let socket = neighbour["socket"].as_str().unwrap();
-    let secret = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(secret.path(), "host secret").unwrap();
-    let attempts = [
-        ("read the host's shadow file", "cat /etc/shadow"),
-        ("read a host file", &*format!("cat {}", secret.path().display())),
-        ("read the state directory", &*format!("ls {}", wharf.state.path().join("sandboxes").display())),
-        (
-            "reach another sandbox's socket",
-            &*format!(
-                "test -S {socket} || perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"{socket}\")) or exit 1'"
-            ),
-        ),
-        ("trace sandboxd", "perl -e 'exit(syscall(101, 16, 1, 0, 0) == 0 ? 0 : 1)'"),
-        ("write the host's programs", "touch /usr/bin/evil"),
-        ("write the host's settings", "touch /etc/evil"),
-        ("mount", "mount -t tmpfs none /tmp"),
-        ("unmount", "umount /proc"),
-        ("make the root writable", "mount -o remount,rw /usr"),
-        ("make a device", "mknod /tmp/sda b 8 0"),
-        ("write kernel settings", "echo 1 > /proc/sys/kernel/panic"),
-        ("set the core pattern", "echo '|/tmp/x' > /proc/sys/kernel/core_pattern"),
-        ("press SysRq", "echo h > /proc/sysrq-trigger"),
-        ("enter a new user namespace", "unshare --user true"),
-        ("enter the first process's namespaces", "nsenter -t 1 -m true"),
-        ("load a module", "modprobe dummy"),
-        ("change the clock", "date -s 2001-01-01"),
-        ("change the host's name", "hostname evil"),
-        ("trace sandboxd out of its walls", "cat /proc/1/root/etc/shadow"),
-    ];
-    for (what, script) in attempts {
-        assert_eq!(
-            wharf.inside(&format!("if ({script}) >/dev/null 2>&1; then echo out; else echo held; fi")),
-            "held\n",
-            "{what}"
-        );
-    }
-}
-
-#[test]
-fn processes_of_the_host_are_neither_seen_nor_reached() {
-    let wharf = Wharf::new();
-    let mut host = Command::new("sleep").arg("1000").spawn().unwrap();
-    let seen =
-        wharf.inside(&format!("ls /proc | grep -c '^[0-9]'; kill -9 {} 2>/dev/null; kill -9 -1; true", host.id()));
-    assert!(seen.trim().parse::<u32>().unwrap() < 10, "{seen}");
-    assert!(host.try_wait().unwrap().is_none(), "a process of the host was killed");
-    host.kill().unwrap();
-    host.wait().unwrap();
-}
-
-#[test]
-fn without_a_network_there_is_only_a_loopback() {
-    let wharf = Wharf::new();
-    wharf.check(&["run", "--network", "none", "--", "sh", "-c", "grep -c : /proc/net/dev"], 0, "1\n");
-}
-
-#[test]
-fn a_fork_bomb_is_bounded() {
-    fork_bomb(&Wharf::new());
-}
-
-#[test]
-fn an_ordinary_users_fork_bomb_is_bounded() {
-    fork_bomb(&Wharf::as_ordinary_user());
-}
-
-fn fork_bomb(wharf: &Wharf) {
-    let script = r#"my $n = 0;
-        while ($n < 200) { my $pid = fork; last unless defined $pid; if (!$pid) { sleep 100; exit } $n++ }
-        print $n"#;
-    let output = wharf.run(&["run", "--processes", "60", "--", "perl", "-e", script]);
-    let started: u32 = String::from_utf8_lossy(&output.stdout).parse().unwrap();
-    assert!((20..60).contains(&started), "{started} processes");
-    assert!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().next().is_none());
-}
-
-#[test]
-fn filling_memory_and_disk_is_bounded() {
-    fill(&Wharf::new());
-}
-
-#[test]
-fn an_ordinary_user_cannot_fill_memory_and_disk_either() {
-    fill(&Wharf::as_ordinary_user());
-}
-
-fn fill(wharf: &Wharf) {
-    let output = wharf.run(&["run", "--memory", "100M", "--", "sh", "-c", "head -c 400M /dev/zero | tail"]);
-    assert_ne!(output.status.code(), Some(0));
-    for place in ["/tmp", "/home", "/workspace"] {
-        let script = format!("head -c 50M /dev/zero > {place}/big");
-        let output = wharf.run(&["run", "--disk", "10M", "--", "sh", "-c", &script]);
-        assert_ne!(output.status.code(), Some(0), "{place}");
-    }
-    // Each file is small enough; they are too many.
-    let script = "trap '' TERM HUP; n=0; while :; do head -c 2M /dev/zero > $((n += 1)); done";
-    wharf.check(&["create", "full", "--disk", "10M"], 0, "full\n");
-    let output = wharf.run(&["exec", "full", "--", "sh", "-c", script]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_ne!(output.status.code(), Some(0));
-    assert!(told.contains("more than the limit of 10485760"), "{told}");
-}
-
-#[test]
 fn a_creator_that_is_killed_leaves_nothing_that_gc_does_not_remove() {
     let wharf = Wharf::new();
     let half_made = wharf.state.path().join("sandboxes/half/workspace");
@@ -373,39 +187,6 @@ fn without_walls_it_says_so_and_still_works() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "bare\n");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("no walls"), "{said}");
-}
-
-#[test]
-fn a_wall_that_the_kernel_refuses_is_named_and_stops_all_but_best_effort() {
-    let wharf = Wharf::new();
-    let run = |namespaces: &str, isolation: &str, script: &str| {
-        let program = wharf_e2e::program("wharf");
-        // A user namespace whose root may not make all namespaces, and has no ids to give to others.
-        let output = Command::new("unshare")
-            .args(["--user", "--map-root-user", "sh", "-c"])
-            .args([&format!("echo 0 > /proc/sys/user/max_{namespaces}_namespaces && exec \"$@\""), "sh"])
-            .arg(program)
-            .arg("--state-dir")
-            .arg(wharf.state.path())
-            .args(["run", "--isolation", isolation, "--", "sh", "-c", script])
-            .output()
-            .unwrap();
-        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
-    };
-    let (code, said) = run("ipc", "full", "echo inside");
-    assert_eq!(code, Some(125), "{said}");
-    assert!(said.contains("does not allow `user namespace`") && !said.contains("inside"), "{said}");
-    // The walls that can be built still are.
-    let script = "echo inside; grep Seccomp: /proc/self/status; touch /usr/x || echo refused";
-    for (namespaces, missing) in
-        [("ipc", "no IPC namespace: a limit"), ("pid", "no PID namespace: a limit"), ("mnt", "no private root: needs")]
-    {
-        let (code, said) = run(namespaces, "best-effort", script);
-        assert_eq!(code, Some(0), "{said}");
-        for told in ["inside\n", "no user namespace", missing, "Seccomp:\t2", "refused"] {
-            assert!(said.contains(told), "{told}: {said}");
-        }
-    }
 }
 
 #[test]

@@ -1,0 +1,74 @@
+//! The built `wharf`, used as a person would, with real sandboxes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::{Command, Output, Stdio};
+
+mod basics;
+mod escapes;
+
+/// Somebody without any privilege, whom the machine need not know.
+pub(crate) const ORDINARY: u32 = 43_210;
+
+pub(crate) struct Wharf {
+    pub(crate) state: tempfile::TempDir,
+    /// Where an ordinary user finds the programs; root takes them where they were built.
+    programs: Option<tempfile::TempDir>,
+}
+
+impl Wharf {
+    pub(crate) fn new() -> Self {
+        Self { state: tempfile::tempdir().unwrap(), programs: None }
+    }
+
+    pub(crate) fn as_ordinary_user() -> Self {
+        let (state, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::chown(state.path(), Some(ORDINARY), Some(ORDINARY)).expect("run the tests as root");
+        let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        std::fs::set_permissions(programs.path(), open).unwrap();
+        for name in ["wharf", "wharf-sandboxd"] {
+            std::fs::copy(wharf_e2e::program(name), programs.path().join(name)).unwrap();
+        }
+        Self { state, programs: Some(programs) }
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = match &self.programs {
+            None => Command::new(wharf_e2e::program("wharf")),
+            Some(programs) => {
+                let mut command = Command::new("setpriv");
+                let id = ORDINARY.to_string();
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all"]);
+                command.arg(programs.path().join("wharf")).env("HOME", self.state.path()).current_dir("/");
+                command
+            }
+        };
+        command.arg("--state-dir").arg(self.state.path()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self, arguments: &[&str], code: i32, stdout: &str) {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{arguments:?}: {error}");
+    }
+
+    /// Runs a script in a throw-away sandbox; gives what it printed.
+    #[track_caller]
+    pub(crate) fn inside(&self, script: &str) -> String {
+        let output = self.run(&["run", "--", "sh", "-c", script]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Wharf {
+    fn drop(&mut self) {
+        self.run(&["rm", "--all"]);
+    }
+}
