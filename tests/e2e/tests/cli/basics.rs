@@ -1,10 +1,6 @@
 //! Each command, as a person uses it.
 
-use std::{
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{io::Write, path::Path, process::Stdio};
 
 use super::Wharf;
 
