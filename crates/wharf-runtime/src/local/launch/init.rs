@@ -1,0 +1,163 @@
+//! The sandbox's first process: the rest of the walls, from inside, and then sandboxd.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::Command,
+};
+
+use rustix::{
+    io::FdFlags,
+    process::{Resource, Rlimit},
+    thread::{LinkNameSpaceType, UnshareFlags},
+};
+use wharf_protocol::{Isolation, NetworkMode};
+
+use super::{
+    HOUSE, SOCKET_INSIDE,
+    ids::Ids,
+    root::build_root,
+    walls::{Failure, Own, Part, Walls},
+};
+use crate::local::{
+    confine,
+    plan::{Launched, Plan},
+    sys,
+};
+
+/// Builds the rest around this process and executes sandboxd; returns only on failure.
+pub(super) fn become_sandboxd(
+    plan: &Plan,
+    walls: &mut Walls,
+    ids: Option<Ids>,
+    own: Own,
+    log: &File,
+    ready: OwnedFd,
+    report: &OwnedFd,
+) -> Result<std::convert::Infallible, Failure> {
+    rustix::process::setsid().part("launcher")?;
+    let mut program = plan.sandboxd.clone();
+    let mut socket = plan.socket.display().to_string();
+    if let Some(ids) = &ids {
+        walls.namespace("IPC namespace", UnshareFlags::NEWIPC)?;
+        walls.namespace("cgroup namespace", UnshareFlags::NEWCGROUP)?;
+        if walls.namespace("UTS namespace", UnshareFlags::NEWUTS)? {
+            rustix::system::sethostname(plan.name.as_bytes()).part("UTS namespace")?;
+        }
+        match plan.network {
+            NetworkMode::Host => {
+                walls.stands("network namespace", Some("shares the machine's network, as asked".to_owned()));
+            }
+            NetworkMode::None => {
+                if walls.namespace("network namespace", UnshareFlags::NEWNET)? {
+                    sys::loopback_up().part("network namespace")?;
+                }
+            }
+        }
+        if own.mounts {
+            build_root(plan, ids, own)?;
+            let note = "the host is read-only; what is written stays in the sandbox";
+            walls.stands("private root", Some(note.to_owned()));
+            program = Path::new("/").join(HOUSE).join("sandboxd");
+            socket = SOCKET_INSIDE.to_owned();
+        } else {
+            walls.missing("private root", io::Error::other("needs a mount namespace"))?;
+        }
+        if let Some(namespace) = &ids.namespace {
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(namespace),
+                Some(LinkNameSpaceType::User),
+            )
+            .part("user namespace")?;
+            rustix::thread::set_thread_groups(&[]).part("user namespace")?;
+            rustix::thread::set_thread_res_gid(
+                rustix::process::Gid::ROOT,
+                rustix::process::Gid::ROOT,
+                rustix::process::Gid::ROOT,
+            )
+            .part("user namespace")?;
+            rustix::thread::set_thread_res_uid(
+                rustix::process::Uid::ROOT,
+                rustix::process::Uid::ROOT,
+                rustix::process::Uid::ROOT,
+            )
+            .part("user namespace")?;
+        }
+    }
+    limit_resources(plan, own).part("resource limits")?;
+    walls.stands(
+        "resource limits",
+        Some(format!(
+            "files in the workspace may take {} bytes on disk, and as many those in each private directory in memory",
+            plan.bounds.disk_bytes
+        )),
+    );
+    let secret = rustix::fs::memfd_create("bind-secret", rustix::fs::MemfdFlags::empty()).part("launcher")?;
+    let mut secret = File::from(secret);
+    secret.write_all(plan.bind_secret.reveal().as_bytes()).part("launcher")?;
+    io::Seek::rewind(&mut secret).part("launcher")?;
+    if ids.is_some() {
+        rustix::thread::set_no_new_privs(true).part("no new privileges")?;
+        let working_dir = plan.working_dir.clone();
+        let writable = [
+            Path::new("/tmp"),
+            Path::new("/var"),
+            Path::new("/home"),
+            Path::new("/root"),
+            Path::new("/run"),
+            Path::new("/dev"),
+            Path::new("/proc"),
+            Path::new("/.wharf/run"),
+            &working_dir,
+        ];
+        let targets: Vec<&Path> =
+            plan.mounts.iter().filter(|mount| !mount.read_only).map(|mount| Path::new(&mount.target)).collect();
+        walls.raise("landlock", confine::restrict_files(&[&writable[..], &targets[..]].concat()))?;
+        walls.raise("capabilities", confine::drop_capabilities().map(|()| None))?;
+    } else {
+        walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
+    }
+    rustix::io::fcntl_setfd(&ready, FdFlags::empty()).part("launcher")?;
+    let mut command = Command::new(&program);
+    command
+        .args(["serve", "--listen", &format!("unix:{socket}")])
+        .args(["--bind-secret-fd", &secret.as_raw_fd().to_string()])
+        .args(["--ready-fd", &ready.as_raw_fd().to_string()])
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LANG", "C.UTF-8")
+        .current_dir("/")
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone().part("log")?)
+        .stderr(log.try_clone().part("log")?);
+    if ids.is_some() {
+        // Last: the filter refuses what was needed until here.
+        walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
+    }
+    let started = Launched::Started { pid: 0, report: walls.report.clone() };
+    let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
+    rustix::io::write(report, text.as_bytes()).part("launcher")?;
+    Err(command.exec()).part("sandboxd")
+}
+
+fn limit_resources(plan: &Plan, own: Own) -> io::Result<()> {
+    let set = |resource, value: u64| {
+        let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX).min(value);
+        rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+    };
+    set(Resource::Core, 0)?;
+    if plan.isolation != Isolation::None {
+        set(Resource::Fsize, plan.bounds.disk_bytes)?;
+    }
+    if !own.cgroup {
+        // Counted for the user, not for the sandbox: the best there is without control groups.
+        set(Resource::Nproc, u64::from(plan.bounds.processes))?;
+        set(Resource::Data, plan.bounds.memory_bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The new root: what of the host is shown in it, and what the sandbox has for itself.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{DirBuilderExt, chown, symlink},
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use super::{
+    HOUSE,
+    dev::build_dev,
+    ids::Ids,
+    mounts::show_mount,
+    proc::build_proc,
+    walls::{Failure, Own, Part},
+};
+use crate::local::{plan::Plan, sys};
+
+/// Directories of the host that a sandbox sees, read-only.
+const SHOWN: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "srv", "snap"];
+
+/// Puts a new root together and makes it ours.
+pub(super) fn build_root(plan: &Plan, ids: &Ids, own: Own) -> Result<(), Failure> {
+    let part = "private root";
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).part(part)?;
+    let root = plan.directory.join("root");
+    fs::create_dir_all(&root).part(part)?;
+    tmpfs(&root, ids, 0o755, 16 << 20).part(part)?;
+    for name in SHOWN {
+        show(&Path::new("/").join(name), &root.join(name)).part(format!("/{name}"))?;
+    }
+    for (name, mode) in [("tmp", 0o1777), ("home", 0o755), ("root", 0o700), ("run", 0o755), ("var", 0o755)] {
+        let target = root.join(name);
+        fs::create_dir(&target).part(part)?;
+        tmpfs(&target, ids, mode, plan.bounds.disk_bytes).part(part)?;
+    }
+    for name in ["tmp", "lib", "log", "cache"] {
+        let target = root.join("var").join(name);
+        fs::DirBuilder::new().mode(if name == "tmp" { 0o1777 } else { 0o755 }).create(&target).part(part)?;
+        chown(&target, Some(ids.root), Some(ids.root)).part(part)?;
+    }
+    symlink("/run", root.join("var/run")).part(part)?;
+    let packages = Path::new("/var/lib/dpkg");
+    if packages.is_dir() {
+        show(packages, &root.join("var/lib/dpkg")).part("/var/lib/dpkg")?;
+    }
+    build_dev(&root, ids).part("/dev")?;
+    build_proc(&root, own).part("/proc")?;
+    build_house(plan, &root, ids)?;
+    if let Some(workspace) = &plan.workspace {
+        if ids.namespace.is_some() {
+            chown(workspace, Some(ids.root), Some(ids.root)).part("workspace")?;
+        }
+        let target = below(&root, &plan.working_dir).part("workspace")?;
+        make_directory(&target).part("workspace")?;
+        bind(workspace, &target, false).part("workspace")?;
+    }
+    for (at, mount) in plan.mounts.iter().enumerate() {
+        show_mount(mount, &root, ids.owners.get(at)).part(format!("mount of {}", mount.source))?;
+    }
+    rustix::process::chdir(&root).part(part)?;
+    rustix::process::pivot_root(".", ".").part(part)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).part(part)?;
+    rustix::process::chdir("/").part(part)
+}
+
+pub(super) fn tmpfs(target: &Path, ids: &Ids, mode: u32, bytes: u64) -> io::Result<()> {
+    let options = format!("mode={mode:o},size={bytes},nr_inodes=1000000,uid={0},gid={0}", ids.root);
+    let options = std::ffi::CString::new(options)?;
+    Ok(rustix::mount::mount("tmpfs", target, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())?)
+}
+
+/// Shows a file or a directory of the host, read-only; a symlink is made again, what is missing is left out.
+fn show(source: &Path, target: &Path) -> io::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(source) else { return Ok(()) };
+    if metadata.is_symlink() {
+        return symlink(fs::read_link(source)?, target);
+    }
+    make_target(&metadata, target)?;
+    bind(source, target, true)
+}
+
+pub(super) fn make_target(metadata: &fs::Metadata, target: &Path) -> io::Result<()> {
+    if metadata.is_dir() { make_directory(target) } else { File::create(target).map(drop) }
+}
+
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+}
+
+pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
+    rustix::mount::mount_bind_recursive(source, target)?;
+    sys::harden_mount(target, read_only)
+}
+
+/// A path inside the sandbox as a path below its new root.
+pub(super) fn below(root: &Path, inside: &Path) -> io::Result<PathBuf> {
+    let relative = inside.strip_prefix("/").map_err(io::Error::other)?;
+    Ok(root.join(relative))
+}
+
+/// Brings sandboxd and the directory of its socket in.
+fn build_house(plan: &Plan, root: &Path, ids: &Ids) -> Result<(), Failure> {
+    let house = root.join(HOUSE);
+    let (program, run) = (house.join("sandboxd"), house.join("run"));
+    make_directory(&run).part("sandboxd")?;
+    File::create(&program).part("sandboxd")?;
+    bind(&plan.sandboxd, &program, true).part("sandboxd")?;
+    let outside = plan.socket.parent().unwrap_or(&plan.directory);
+    if ids.namespace.is_some() {
+        chown(outside, Some(ids.root), Some(ids.root)).part("sandboxd")?;
+    }
+    bind(outside, &run, false).part("sandboxd")
+}
