@@ -125,6 +125,11 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
             FailureKind::OutOfMemory => "`--memory` gives it more".to_owned(),
             FailureKind::CrashLoop | FailureKind::Evicted | FailureKind::Ended => return None,
         },
+        KubernetesError::TimedOut { waiting, .. } if waiting.is_for_capacity() => {
+            "`kubectl describe nodes` tells what is taken; what a sandbox reserves are the requests of the configuration \
+             (`resource_cpu_request`, `resource_memory_request`, `ephemeral_storage_request`)"
+                .to_owned()
+        }
         KubernetesError::TimedOut { .. } => "`--start-timeout` waits longer".to_owned(),
         KubernetesError::Api(error) => match error.kind {
             ApiErrorKind::Forbidden => {

@@ -48,6 +48,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// Whether it waits for room on a node, which others may have taken.
+    pub fn is_for_capacity(&self) -> bool {
+        self.stage == Stage::Scheduling && self.reason.as_deref().is_some_and(lacks_capacity)
+    }
+
     pub(super) fn at(stage: Stage) -> Self {
         Self { stage, reason: None }
     }
@@ -136,12 +141,20 @@ pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
-        return Verdict::Waiting(Waiting::because(Stage::Scheduling, condition.message.as_deref().unwrap_or_default()));
+        let message = condition.message.as_deref().unwrap_or_default();
+        let why =
+            if lacks_capacity(message) { format!("no node has room for it: {message}") } else { message.to_owned() };
+        return Verdict::Waiting(Waiting::because(Stage::Scheduling, why));
     }
     if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_none() {
         return Verdict::Waiting(Waiting::at(Stage::Scheduling));
     }
     Verdict::Waiting(containers.iter().find_map(|container| waiting_of(container)).unwrap_or_else(|| told_by(events)))
+}
+
+/// Whether the scheduler's words are about what nodes have left of a resource, or of pods.
+fn lacks_capacity(message: &str) -> bool {
+    message.contains(" Insufficient ") || message.contains(" Too many pods")
 }
 
 /// What runs before the sandbox, and then the sandbox itself. Others may have been put beside it, such as a service mesh's
@@ -313,7 +326,7 @@ mod tests {
         let status = json!({ "phase": "Pending", "conditions": [
             { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message }
         ] });
-        check(status, json!([]), &format!("scheduling: {message}"));
+        check(status, json!([]), &format!("scheduling: no node has room for it: {message}"));
     }
 
     #[test]

@@ -137,10 +137,12 @@ fn resources(settings: &Settings) -> Value {
     if let Some(gpu) = &settings.gpu {
         limits.insert(gpu.resource.clone(), json!(gpu.count.to_string()));
     }
-    json!({
-        "limits": limits,
-        "requests": { "cpu": settings.cpu_request, "memory": settings.memory_request },
-    })
+    // Each limit has its request: Kubernetes would take the limit for one that is left out, and reserve all of it.
+    let mut requests = json!({ "cpu": settings.cpu_request, "memory": settings.memory_request });
+    if let Some(storage) = &settings.ephemeral_storage_request {
+        requests["ephemeral-storage"] = json!(storage);
+    }
+    json!({ "limits": limits, "requests": requests })
 }
 
 /// Mounts and volumes of the settings, behind those of the profile.

@@ -194,3 +194,44 @@ fn pod_security(settings: &Settings) -> Value {
     }
     security
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::kubernetes::settings::{Overrides, Sources};
+
+    fn settings(toml: &str) -> Settings {
+        let environment = BTreeMap::new();
+        let sources =
+            Sources { toml: Some(toml), environment: &environment, overrides: Overrides::default(), process_uid: 0 };
+        Settings::load(&sources).unwrap().settings
+    }
+
+    fn made(settings: &Settings, workspace: Workspace, carried: Carried) -> Value {
+        let names = Names::of(&"box".parse().unwrap(), settings.profile);
+        pod(&names, settings, &Request { workspace, carried, ..Request::default() })
+    }
+
+    /// Kubernetes takes a limit for the request where that is left out, and a node is full of what is reserved.
+    #[test]
+    fn no_limit_is_reserved_as_a_request() {
+        let settings = settings("wharf = { image = 'i', cpu_limit = '4', gpu = { resource = 'nvidia.com/gpu' } }");
+        for workspace in [Workspace::Claimed, Workspace::Ephemeral] {
+            let pod = made(&settings, workspace, Carried::ByInitContainer);
+            let containers = ["containers", "initContainers"].map(|kind| pod["spec"][kind].as_array().unwrap().clone());
+            for container in containers.concat() {
+                let (limits, requests) = (&container["resources"]["limits"], &container["resources"]["requests"]);
+                for (resource, limit) in limits.as_object().unwrap() {
+                    // An accelerator is one whole, or none.
+                    let is_divisible = !resource.contains('/');
+                    assert_eq!(requests.get(resource).is_some(), is_divisible, "{resource}");
+                    assert_ne!(requests.get(resource), Some(limit), "{resource}");
+                }
+            }
+            let requests = &pod["spec"]["containers"][0]["resources"]["requests"];
+            assert_eq!(requests, &json!({ "cpu": "100m", "memory": "256Mi", "ephemeral-storage": "256Mi" }));
+        }
+    }
+}

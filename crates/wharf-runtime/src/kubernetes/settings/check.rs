@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{
-    Clients, Egress, Profile, Settings, SettingsError, SettingsProblem,
+    Clients, Egress, Profile, Resolver, Settings, SettingsError, SettingsProblem,
     quantity::{Quantity, compare},
     reader::Origins,
     syntax::{self, Verdict},
@@ -145,7 +145,12 @@ impl Check<'_> {
         self.quantity(memory_request, Some(&settings.memory_request), Amount::Bytes);
         self.quantity(memory_limit, Some(&settings.memory_limit), Amount::Bytes);
         self.quantity("kubernetes.pvc_storage_size", Some(&settings.storage_size), Amount::Bytes);
-        self.quantity("wharf.ephemeral_storage_limit", settings.ephemeral_storage_limit.as_ref(), Amount::Bytes);
+        let (disk_request, disk_limit) = ("wharf.ephemeral_storage_request", "wharf.ephemeral_storage_limit");
+        self.quantity(disk_request, settings.ephemeral_storage_request.as_ref(), Amount::Bytes);
+        self.quantity(disk_limit, settings.ephemeral_storage_limit.as_ref(), Amount::Bytes);
+        if let (Some(request), Some(limit)) = (&settings.ephemeral_storage_request, &settings.ephemeral_storage_limit) {
+            self.within(disk_request, request, disk_limit, limit);
+        }
         if let Some(limit) = &settings.cpu_limit {
             self.within(cpu_request, &settings.cpu_request, cpu_limit, limit);
         }
@@ -257,10 +262,29 @@ impl Check<'_> {
                 self.text(&path, value, syntax::label_value);
             }
         }
-        if let Egress::To(networks) = &self.settings.egress {
-            for (at, network) in networks.iter().enumerate() {
-                self.text(&format!("wharf.egress[{at}]"), network, syntax::cidr);
+        if let Egress::To { networks, .. } = &self.settings.egress {
+            self.networks("wharf.egress", networks);
+        }
+        self.networks("wharf.closed_networks", &self.settings.closed_networks);
+        match &self.settings.resolver {
+            Resolver::Pods { namespace, labels, port } => {
+                self.text("wharf.resolver.namespace", namespace, syntax::dns_label);
+                if *port == 0 {
+                    self.refuse("wharf.resolver.port", "0", "a port from 1 to 65535 is expected");
+                }
+                for (key, value) in labels {
+                    let path = format!("wharf.resolver.labels.{key}");
+                    self.text(&path, key, syntax::label_key);
+                    self.text(&path, value, syntax::label_value);
+                }
             }
+            Resolver::At(networks) => self.networks("wharf.resolver", networks),
+        }
+    }
+
+    fn networks(&mut self, path: &str, networks: &[String]) {
+        for (at, network) in networks.iter().enumerate() {
+            self.text(&format!("{path}[{at}]"), network, syntax::cidr);
         }
     }
 
@@ -401,7 +425,6 @@ mod tests {
                 set(&mut settings.memory_request, "2049Mi");
             },
             expect![[r#"
-                kubernetes.resource_cpu_request: it is more than the limit `500m` of `wharf.cpu_limit` (it was `1`)
                 kubernetes.resource_memory_request: it is more than the limit `2Gi` of `kubernetes.resource_memory_limit` (it was `2049Mi`)
             "#]],
         );
@@ -422,7 +445,10 @@ mod tests {
                 settings.ingress.annotations = BTreeMap::from([("big".to_owned(), "x".repeat(300_000))]);
                 settings.node_selector = BTreeMap::from([("disk".to_owned(), "s s d".to_owned())]);
                 settings.clients = Clients::Namespaces(BTreeMap::new());
-                settings.egress = Egress::To(vec!["10.0.0.0/8".to_owned(), "example.com".to_owned()]);
+                let networks = vec!["10.0.0.0/8".to_owned(), "example.com".to_owned()];
+                settings.egress = Egress::To { internet: true, networks };
+                settings.closed_networks = vec!["1.2.3.4".to_owned()];
+                settings.resolver = Resolver::At(vec!["dns".to_owned()]);
             },
             expect![[r#"
                 wharf.node_selector.disk: a label's value is letters, digits, `-`, `_` and `.`, at most 63, a letter or digit at both ends (it was `s s d`)
@@ -434,6 +460,8 @@ mod tests {
                 wharf.ingress_annotations: they have 300003 bytes, at most 262144 are taken
                 wharf.clients.namespaces: no label fits every namespace: say `cluster` if that is meant
                 wharf.egress[1]: a network such as `10.0.0.0/8` or `fd00::/8` is expected (it was `example.com`)
+                wharf.closed_networks[0]: a network such as `10.0.0.0/8` or `fd00::/8` is expected (it was `1.2.3.4`)
+                wharf.resolver[0]: a network such as `10.0.0.0/8` or `fd00::/8` is expected (it was `dns`)
             "#]],
         );
     }

@@ -45,9 +45,12 @@ fn without_a_word_a_sandbox_is_ours_small_and_walled() {
                 start_timeout: 300s,
                 workspace_path: "/workspace",
                 storage_size: "2Gi",
-                cpu_request: "1",
-                memory_request: "1Gi",
+                cpu_request: "100m",
+                memory_request: "256Mi",
                 memory_limit: "2Gi",
+                ephemeral_storage_request: Some(
+                    "256Mi",
+                ),
                 ephemeral_storage_limit: Some(
                     "10Gi",
                 ),
@@ -61,7 +64,18 @@ fn without_a_word_a_sandbox_is_ours_small_and_walled() {
                 privileged: false,
                 hardened: false,
                 clients: SameNamespace,
-                egress: Open,
+                egress: To {
+                    internet: true,
+                    networks: [],
+                },
+                closed_networks: [],
+                resolver: Pods {
+                    namespace: "kube-system",
+                    labels: {
+                        "k8s-app": "kube-dns",
+                    },
+                    port: 53,
+                },
                 ingress: IngressSettings {
                     enabled: false,
                     domain: "localhost",
@@ -111,6 +125,7 @@ image_pull_policy = "IfNotPresent"
 image_pull_secrets = ["registry"]
 cpu_limit = "2"
 ephemeral_storage_limit = "1Gi"
+ephemeral_storage_request = "64Mi"
 gpu = { resource = "nvidia.com/gpu", count = 1 }
 node_selector = { disk = "ssd" }
 tolerations = [{ key = "gpu", operator = "Exists", tolerationSeconds = 60, effect = "NoExecute" }]
@@ -122,7 +137,9 @@ run_as_user = 1234
 run_as_group = 5678
 hardened = true
 clients = { namespaces = { team = "a" } }
-egress = ["10.0.0.0/8", "fd00::/8"]
+egress = ["internet", "10.0.0.0/8", "fd00::/8"]
+closed_networks = ["203.0.113.0/24"]
+resolver = { namespace = "openshift-dns", labels = { dns = "default" }, port = 5353 }
 ingress_class = "nginx"
 ingress_annotations = { "nginx.ingress.kubernetes.io/proxy-read-timeout" = "3600" }
 ingress_mode = "path"
@@ -178,6 +195,9 @@ fn every_key_of_ours_has_its_meaning() {
                 ),
                 memory_request: "1Gi",
                 memory_limit: "2Gi",
+                ephemeral_storage_request: Some(
+                    "64Mi",
+                ),
                 ephemeral_storage_limit: Some(
                     "1Gi",
                 ),
@@ -280,12 +300,23 @@ fn every_key_of_ours_has_its_meaning() {
                         "team": "a",
                     },
                 ),
-                egress: To(
-                    [
+                egress: To {
+                    internet: true,
+                    networks: [
                         "10.0.0.0/8",
                         "fd00::/8",
                     ],
-                ),
+                },
+                closed_networks: [
+                    "203.0.113.0/24",
+                ],
+                resolver: Pods {
+                    namespace: "openshift-dns",
+                    labels: {
+                        "dns": "default",
+                    },
+                    port: 5353,
+                },
                 ingress: IngressSettings {
                     enabled: true,
                     domain: "sandboxes.example.com",
@@ -429,6 +460,7 @@ fn variables() -> impl Strategy<Value = Vec<(String, String)>> {
             "a",
             "/a",
             "open",
+            "internet",
             "wharf",
             "openhands"
         ])

@@ -18,8 +18,11 @@ const SANDBOXD_IMAGE: &str = concat!("ghcr.io/wharf/wharf-sandboxd:", env!("CARG
 const BASE_IMAGE: &str = "nikolaik/python-nodejs:python3.12-nodejs22";
 const WORKSPACE: &str = "/workspace";
 const START_TIMEOUT: Duration = Duration::from_secs(300);
-const CPU_REQUEST: &str = "1";
-const MEMORY_REQUEST: &str = "1Gi";
+/// What a sandbox reserves of its node if nobody says how much: an agent waits for its model most of the time.
+const REQUESTS: Requests = Requests { cpu: "100m", memory: "256Mi" };
+const OPENHANDS_REQUESTS: Requests = Requests { cpu: "1", memory: "1Gi" };
+const EPHEMERAL_STORAGE_REQUEST: &str = "256Mi";
+const EPHEMERAL_STORAGE_LIMIT: &str = "10Gi";
 /// The first user that is not of the system, in OpenHands' image and in ours.
 const FIRST_USER: u32 = 1000;
 
@@ -33,6 +36,12 @@ pub struct Sources<'a> {
     pub overrides: Overrides,
     /// The user that this process runs as: OpenHands 0.48 passes it to its server.
     pub process_uid: u32,
+}
+
+/// What is reserved for a sandbox by default.
+struct Requests {
+    cpu: &'static str,
+    memory: &'static str,
 }
 
 /// What a caller sets, whatever the file and the environment say. A problem calls it by its name here.
@@ -113,6 +122,16 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
     let ephemeral_key = Key::wharf("ephemeral_storage_limit");
     let ephemeral_storage_limit =
         read.find_unless("ephemeral_storage_limit", &given.ephemeral_storage_limit, ephemeral_key);
+    let ephemeral_storage_limit = match (ephemeral_storage_limit, profile) {
+        (Some(limit), _) => unless_empty(Some(limit)),
+        (None, Profile::Wharf) => Some(EPHEMERAL_STORAGE_LIMIT.to_owned()),
+        (None, Profile::OpenHands) => None,
+    };
+    let ephemeral_storage_request: Option<String> = unless_empty(read.find(Key::wharf("ephemeral_storage_request")));
+    let requests = match profile {
+        Profile::Wharf => REQUESTS,
+        Profile::OpenHands => OPENHANDS_REQUESTS,
+    };
     Settings {
         profile,
         version,
@@ -136,15 +155,14 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
             .unwrap_or_else(|| "2Gi".to_owned()),
         // An empty class is one of its own: a volume that somebody made beforehand.
         storage_class: read.find_unless("storage_class", &given.storage_class, Key::kubernetes("pvc_storage_class")),
-        cpu_request: request(cpu_request, CPU_REQUEST, cpu_limit.as_deref()),
+        cpu_request: request(cpu_request, requests.cpu, cpu_limit.as_deref()),
         cpu_limit,
-        memory_request: request(memory_request, MEMORY_REQUEST, Some(&memory_limit)),
+        memory_request: request(memory_request, requests.memory, Some(&memory_limit)),
         memory_limit,
-        ephemeral_storage_limit: match (ephemeral_storage_limit, profile) {
-            (Some(limit), _) => unless_empty(Some(limit)),
-            (None, Profile::Wharf) => Some("10Gi".to_owned()),
-            (None, Profile::OpenHands) => None,
-        },
+        // Kubernetes takes a limit for the request where that is left out.
+        ephemeral_storage_request: ephemeral_storage_request
+            .or_else(|| ephemeral_storage_limit.as_deref().map(|limit| at_most(EPHEMERAL_STORAGE_REQUEST, limit))),
+        ephemeral_storage_limit,
         gpu: read.find(Key::wharf("gpu")),
 
         node_selector: node_selector(read),
@@ -170,6 +188,8 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
         hardened: read.find(Key::wharf("hardened")).unwrap_or_default(),
         clients: read.find(Key::wharf("clients")).unwrap_or_default(),
         egress: read.find(Key::wharf("egress")).unwrap_or_default(),
+        closed_networks: read.find(Key::wharf("closed_networks")).unwrap_or_default(),
+        resolver: read.find(Key::wharf("resolver")).unwrap_or_default(),
         ingress: ingress(read, profile),
 
         environment: read.find::<Variables>(Key::sandbox("runtime_startup_env_vars")).unwrap_or_default(),
@@ -477,10 +497,18 @@ mod tests {
 
     #[test]
     fn a_request_that_nobody_set_is_within_the_limit() {
-        let small = settings("kubernetes.resource_memory_limit = '512Mi'\nwharf.cpu_limit = '500m'", &[]);
-        assert_eq!((small.memory_request.as_str(), small.cpu_request.as_str()), ("512Mi", "500m"));
+        let small =
+            "kubernetes.resource_memory_limit = '64Mi'\nwharf.cpu_limit = '50m'\nwharf.ephemeral_storage_limit = '9Mi'";
+        let small = settings(small, &[]);
+        assert_eq!((small.memory_request.as_str(), small.cpu_request.as_str()), ("64Mi", "50m"));
+        assert_eq!(small.ephemeral_storage_request.as_deref(), Some("9Mi"));
         let large = settings("kubernetes.resource_memory_limit = '8Gi'\nwharf.cpu_limit = '4'", &[]);
-        assert_eq!((large.memory_request.as_str(), large.cpu_request.as_str()), ("1Gi", "1"));
+        assert_eq!((large.memory_request.as_str(), large.cpu_request.as_str()), ("256Mi", "100m"));
+        assert_eq!(large.ephemeral_storage_request.as_deref(), Some("256Mi"));
+        // The original's own, whatever ours are.
+        let theirs = settings("wharf.profile = 'openhands'\nwharf.image = 'a'", &[]);
+        assert_eq!((theirs.memory_request.as_str(), theirs.cpu_request.as_str()), ("1Gi", "1"));
+        assert_eq!((theirs.ephemeral_storage_request, theirs.ephemeral_storage_limit), (None, None));
         let set = "kubernetes = { resource_memory_limit = '512Mi', resource_memory_request = '1Gi' }";
         let problems = load(set, &[], Overrides::default()).unwrap_err().problems;
         assert_eq!(problems[0].field, "kubernetes.resource_memory_request");

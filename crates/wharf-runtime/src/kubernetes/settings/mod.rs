@@ -103,15 +103,50 @@ pub struct ExtraVolume {
 }
 
 /// Where a sandbox's processes may connect to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Egress {
-    /// Anywhere but the metadata addresses of clouds.
-    #[default]
+    /// Anywhere but the metadata addresses of clouds: also other pods, nodes and the API server.
     Open,
     /// Nowhere, DNS neither.
     None,
-    /// DNS, and these networks (CIDR), without the metadata addresses in them unless one is named itself.
-    To(Vec<String>),
+    /// The cluster's resolver and what is named.
+    To {
+        /// All public addresses but the closed networks of the settings.
+        internet: bool,
+        /// CIDR, without the metadata addresses in them unless one is named itself.
+        networks: Vec<String>,
+    },
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self::To { internet: true, networks: Vec::new() }
+    }
+}
+
+/// Who answers a sandbox's questions for names, on port 53 unless it is said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolver {
+    /// Pods of one namespace with all these labels.
+    Pods { namespace: String, labels: BTreeMap<String, String>, port: u16 },
+    /// These networks (CIDR), such as a node's cache.
+    At(Vec<String>),
+}
+
+impl Default for Resolver {
+    /// As Kubernetes and its distributions name it, CoreDNS too.
+    fn default() -> Self {
+        Self::Pods {
+            namespace: "kube-system".to_owned(),
+            labels: BTreeMap::from([("k8s-app".to_owned(), "kube-dns".to_owned())]),
+            port: Self::PORT,
+        }
+    }
+}
+
+impl Resolver {
+    /// Where DNS is spoken.
+    pub const PORT: u16 = 53;
 }
 
 /// Who may connect to a sandbox.
@@ -180,6 +215,8 @@ pub struct Settings {
     pub cpu_limit: Option<String>,
     pub memory_request: String,
     pub memory_limit: String,
+    /// What is reserved on the node's disk; `Some` wherever there is a limit.
+    pub ephemeral_storage_request: Option<String>,
     pub ephemeral_storage_limit: Option<String>,
     pub gpu: Option<Gpu>,
 
@@ -200,6 +237,9 @@ pub struct Settings {
     pub hardened: bool,
     pub clients: Clients,
     pub egress: Egress,
+    /// Networks (CIDR) that are no internet for a sandbox although their addresses are public, such as nodes'.
+    pub closed_networks: Vec<String>,
+    pub resolver: Resolver,
     pub ingress: IngressSettings,
 
     /// Variables of the pod, in the order in which they were written.

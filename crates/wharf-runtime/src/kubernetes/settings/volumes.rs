@@ -167,6 +167,7 @@ mod tests {
 
     use expect_test::{Expect, expect};
     use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource};
+    use serde::{Deserialize as _, Deserializer, de};
 
     use super::{
         super::{Overrides, Sources},
@@ -277,6 +278,11 @@ mod tests {
 
     #[test]
     fn every_source_of_kubernetes_is_known() {
+        let mut fields = Vec::new();
+        Volume::deserialize(FieldNames(&mut fields)).unwrap_err();
+        fields.retain(|field| *field != "name");
+        fields.sort_by_key(|field| field.to_ascii_lowercase());
+        assert_eq!(fields, SOURCES);
         for source in SOURCES {
             let part = json!({ "name": "a", (*source): {} });
             let mut problems = Vec::new();
@@ -288,6 +294,32 @@ mod tests {
             ["persistentVolumeClaim", "scaleIO", "downwardAPI", "nfs"].map(snake_case),
             ["persistent_volume_claim", "scale_io", "downward_api", "nfs"]
         );
+    }
+
+    /// Takes note of the fields that a type asks for, and gives none.
+    struct FieldNames<'a>(&'a mut Vec<&'static str>);
+
+    impl<'de> Deserializer<'de> for FieldNames<'_> {
+        type Error = de::value::Error;
+
+        fn deserialize_struct<V: de::Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0.extend(fields);
+            self.deserialize_any(visitor)
+        }
+
+        fn deserialize_any<V: de::Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(de::Error::custom("only the names are wanted"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
     }
 
     fn volume(name: &str, mount_path: &str) -> ExtraVolume {

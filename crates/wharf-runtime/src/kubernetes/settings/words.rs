@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Carrier, Clients, Egress, Gpu, IngressMode, OpenHandsVersion, Profile, PullPolicy, RouteChoice, SettingsProblem,
+    Carrier, Clients, Egress, Gpu, IngressMode, OpenHandsVersion, Profile, PullPolicy, Resolver, RouteChoice,
+    SettingsProblem,
     value::{Place, Setting, Spelled, shown},
 };
+
+/// In `egress`: all that is public.
+const INTERNET: &str = "internet";
 
 impl Setting for Profile {
     const SPELLED: Spelled = Spelled::Text;
@@ -108,14 +112,48 @@ impl Setting for Egress {
 
     fn read(place: &Place<'_>, problems: &mut Vec<SettingsProblem>) -> Option<Self> {
         match place.value {
-            Value::Array(_) => Vec::read(place, problems).map(Self::To),
+            Value::Array(_) => {
+                let mut networks: Vec<String> = Vec::read(place, problems)?;
+                let all = networks.len();
+                networks.retain(|network| network != INTERNET);
+                Some(Self::To { internet: networks.len() < all, networks })
+            }
+            Value::String(text) if text == INTERNET => Some(Self::default()),
             Value::String(text) if text == "open" => Some(Self::Open),
             Value::String(text) if text == "none" => Some(Self::None),
             _ => {
-                place.refuse(problems, "`open`, `none` or a list of networks such as `10.0.0.0/8` is expected");
+                let words = "`internet`, `open`, `none` or a list such as `[\"internet\", \"10.0.0.0/8\"]` is expected";
+                place.refuse(problems, words);
                 None
             }
         }
+    }
+}
+
+impl Setting for Resolver {
+    const SPELLED: Spelled = Spelled::Structure;
+
+    fn read(place: &Place<'_>, problems: &mut Vec<SettingsProblem>) -> Option<Self> {
+        if let Value::Array(_) = place.value {
+            return Vec::read(place, problems).map(Self::At);
+        }
+        if !place.value.is_object() {
+            let words = "a list of networks, or `{ namespace = \"kube-system\", labels = { … } }` is expected";
+            place.refuse(problems, words);
+            return None;
+        }
+        let entries = place.known_entries(&[&["namespace"], &["labels"], &["port"]], problems)?;
+        let (Some(namespace), Some(labels)) = (entries.get("namespace"), entries.get("labels")) else {
+            place.refuse(problems, "`namespace` and `labels` of the resolver's pods are both needed");
+            return None;
+        };
+        let port = entries.get("port").map_or(Some(u32::from(Self::PORT)), |port| u32::read(port, problems));
+        let (namespace, labels) = (String::read(namespace, problems), BTreeMap::read(labels, problems));
+        let Ok(port) = u16::try_from(port?) else {
+            place.refuse(problems, "`port` is at most 65535");
+            return None;
+        };
+        Some(Self::Pods { namespace: namespace?, labels: labels?, port })
     }
 }
 
@@ -239,14 +277,24 @@ mod tests {
         "#]],
         );
         check::<Egress>(
-            &[json!("open"), json!("none"), json!(["10.0.0.0/8"]), json!("10.0.0.0/8"), json!([1])],
+            &[
+                json!("internet"),
+                json!("open"),
+                json!("none"),
+                json!(["10.0.0.0/8"]),
+                json!(["10.0.0.0/8", "internet"]),
+                json!("10.0.0.0/8"),
+                json!([1]),
+            ],
             expect![[r#"
-            Open
-            None
-            To(["10.0.0.0/8"])
-            it: `open`, `none` or a list of networks such as `10.0.0.0/8` is expected
-            it[0]: text is expected: put it in quotes
-        "#]],
+                To { internet: true, networks: [] }
+                Open
+                None
+                To { internet: false, networks: ["10.0.0.0/8"] }
+                To { internet: true, networks: ["10.0.0.0/8"] }
+                it: `internet`, `open`, `none` or a list such as `["internet", "10.0.0.0/8"]` is expected
+                it[0]: text is expected: put it in quotes
+            "#]],
         );
     }
 }
