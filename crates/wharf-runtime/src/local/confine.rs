@@ -1,6 +1,6 @@
 //! What a process gives up for good before it becomes sandboxd: capabilities, system calls, files.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -114,7 +114,7 @@ fn install(filter: Result<SeccompFilter, seccompiler::BackendError>) -> io::Resu
 /// # Errors
 ///
 /// When the kernel has no landlock; a kernel that has only a part of it gives a note.
-pub(super) fn restrict_files(writable: &[&Path]) -> io::Result<Option<String>> {
+pub(super) fn restrict_files(writable: &[PathBuf]) -> io::Result<Option<String>> {
     let abi = ABI::V6;
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

@@ -279,11 +279,7 @@ impl LocalRuntime {
         }
         let bind_secret = Secret::new(random_hex(32));
         let spec = &record.spec;
-        let unconfined = spec.isolation == Isolation::None;
-        let working_dir = match &record.workspace {
-            Some(workspace) if unconfined => workspace.clone(),
-            _ => PathBuf::from(&spec.working_dir),
-        };
+        let working_dir_outside = working_dir_outside(record);
         let plan = Plan {
             name: record.name.to_string(),
             sandboxd: self.settings.sandboxd.clone(),
@@ -291,7 +287,8 @@ impl LocalRuntime {
             socket: record.socket.clone(),
             log: record.log(),
             workspace: record.workspace.clone(),
-            working_dir: working_dir.clone(),
+            working_dir: PathBuf::from(&spec.working_dir),
+            working_dir_outside: working_dir_outside.clone(),
             mounts: spec.mounts.clone(),
             isolation: spec.isolation,
             network: spec.network,
@@ -305,10 +302,10 @@ impl LocalRuntime {
             path: self.settings.launcher.clone(),
             source: io::Error::other(error),
         })??;
-        let pid = match launched {
-            Launched::Started { pid, report } => {
+        let (pid, private_root) = match launched {
+            Launched::Started { pid, report, private_root } => {
                 record.walls = report;
-                pid
+                (pid, private_root)
             }
             Launched::Failed { part, reason } => {
                 return Err(LocalError::Wall { part, reason: record.explained(&reason) });
@@ -318,9 +315,15 @@ impl LocalRuntime {
         record.stopped = None;
         // From here on the record names the processes, so that whoever comes next can end them.
         self.write(record)?;
+        let mut environment = record.spec.environment.clone();
+        let working_dir = if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside };
+        if !private_root && record.spec.isolation != Isolation::None {
+            // The walls that are left let nobody write in the user's own home.
+            environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());
+        }
         let request = BindRequest {
             keys: vec![key],
-            environment: record.spec.environment.clone(),
+            environment,
             inherit_environment: false,
             user: None,
             working_dir: working_dir.display().to_string(),
@@ -582,6 +585,13 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
     Ok(())
 }
 
+/// The working directory as the host knows it: the private workspace, or what is mounted there.
+fn working_dir_outside(record: &Record) -> PathBuf {
+    let mounted = || record.spec.mounts.iter().find(|mount| mount.target == record.spec.working_dir);
+    let outside = record.workspace.clone().or_else(|| mounted().map(|mount| PathBuf::from(&mount.source)));
+    outside.unwrap_or_else(|| PathBuf::from(&record.spec.working_dir))
+}
+
 fn bounds_of(spec: &SandboxSpec) -> Bounds {
     Bounds {
         // Three quarters of the machine: a sandbox that fills its memory must not take the machine with it.
@@ -616,7 +626,11 @@ fn run_launcher(launcher: &Path, plan: &Plan) -> Result<Launched, LocalError> {
     if let Some(mut stdout) = child.stdout.take() {
         stdout.read_to_string(&mut answer).map_err(failed)?;
     }
-    child.wait().map_err(failed)?;
+    match child.wait() {
+        // Our caller ignores the end of children, and so do we: the answer tells all.
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
+        ended => drop(ended.map_err(failed)?),
+    }
     serde_json::from_str(&answer).map_err(|_| failed(io::Error::other("it ended without an answer")))
 }
 

@@ -17,7 +17,10 @@ pub(super) struct Plan {
     pub(super) socket: PathBuf,
     pub(super) log: PathBuf,
     pub(super) workspace: Option<PathBuf>,
+    /// Where work begins inside a root of its own.
     pub(super) working_dir: PathBuf,
+    /// The same directory on the host, where work begins without such a root.
+    pub(super) working_dir_outside: PathBuf,
     pub(super) mounts: Vec<MountSpec>,
     pub(super) isolation: Isolation,
     pub(super) network: NetworkMode,
@@ -40,8 +43,16 @@ pub struct Bounds {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub(super) enum Launched {
-    Started { pid: i32, report: Vec<Wall> },
-    Failed { part: String, reason: String },
+    Started {
+        pid: i32,
+        report: Vec<Wall>,
+        /// Whether paths inside are those of a root of its own, not the host's.
+        private_root: bool,
+    },
+    Failed {
+        part: String,
+        reason: String,
+    },
 }
 
 /// One part of the isolation, and whether it is in force.

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
 };
 
@@ -108,4 +108,102 @@ pub(super) fn loopback_up() -> io::Result<()> {
     // SAFETY: the request is an `ifreq` with a name that ends in NUL, as SIOCSIFFLAGS takes it.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from `first` on.
+#[allow(unsafe_code, reason = "closes descriptors by number")]
+pub(super) fn close_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: called before anything is opened: no value of ours owns one of these numbers.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if done == 0 {
+        return Ok(());
+    }
+    // A kernel or a filter without the call.
+    for number in open_from(first)? {
+        // SAFETY: as above; that of the directory itself is closed already, and closing it again does nothing.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on when another program is executed.
+#[allow(unsafe_code, reason = "names descriptors by number")]
+pub(super) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: nothing is closed, only marked.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 {
+        return Ok(());
+    }
+    for number in open_from(first)? {
+        // SAFETY: the kernel checks the number.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
+fn open_from(first: RawFd) -> io::Result<Vec<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(numbers.filter(|number| *number >= first).collect())
+}
+
+/// Gives every signal its default action, and blocks none.
+#[allow(unsafe_code, reason = "actions of signals")]
+pub(super) fn reset_signals() -> io::Result<()> {
+    const LAST_SIGNAL: libc::c_int = 64;
+    // The kernel's own structure, and call: libc keeps two of the signals for itself.
+    let default = [0_u64; 4];
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: zeros stand for the default action without flags; it refers to no code of ours. The two signals that take none
+        // are refused, which changes nothing.
+        unsafe {
+            let unwanted = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), unwanted, size_of::<u64>());
+        }
+    }
+    // SAFETY: an empty set is valid, and outlives the call; there is one thread.
+    let done = unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The scheduling of a fresh process. What only root may take back stays for others: it can but be lower.
+#[allow(unsafe_code, reason = "system calls without a wrapper")]
+pub(super) fn reset_scheduling() -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // Not every caller may raise it again.
+    let _ = rustix::process::setpriority_process(None, 0);
+    // SAFETY: plain numbers, and a structure that outlives the call.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0);
+        libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
+    }
+    // Higher than ours only if somebody wanted that; lower would put the sandbox before the machine's own programs.
+    match std::fs::write("/proc/self/oom_score_adj", "0") {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied && error.kind() != io::ErrorKind::NotFound => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Joins a session keyring of its own: the caller's may hold tickets and keys.
+#[allow(unsafe_code, reason = "a system call without a wrapper")]
+pub(super) fn leave_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: without a name the call takes no pointer.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
+    if joined == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The personality of a fresh process: with addresses at random, and as this machine is.
+#[allow(unsafe_code, reason = "a system call without a wrapper")]
+pub(super) fn reset_personality() -> io::Result<()> {
+    // SAFETY: a plain number.
+    if unsafe { libc::personality(0) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

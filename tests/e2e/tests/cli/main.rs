@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 mod basics;
 mod escapes;
+mod walls;
 
 /// Somebody without any privilege, whom the machine need not know.
 pub(crate) const ORDINARY: u32 = 43_210;

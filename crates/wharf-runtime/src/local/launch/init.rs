@@ -4,22 +4,21 @@ use std::{
     fs::File,
     io::{self, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
 use rustix::{
-    io::FdFlags,
     process::{Resource, Rlimit},
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 use wharf_protocol::{Isolation, NetworkMode};
 
 use super::{
-    HOUSE, SOCKET_INSIDE,
+    HOUSE, SOCKET_INSIDE, door,
     ids::Ids,
     root::build_root,
     walls::{Failure, Own, Part, Walls},
@@ -67,13 +66,11 @@ pub(super) fn become_sandboxd(
             socket = SOCKET_INSIDE.to_owned();
         } else {
             walls.missing("private root", io::Error::other("needs a mount namespace"))?;
+            miss_mounts(plan, walls)?;
         }
         if let Some(namespace) = &ids.namespace {
-            rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(namespace),
-                Some(LinkNameSpaceType::User),
-            )
-            .part("user namespace")?;
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))
+                .part("user namespace")?;
             rustix::thread::set_thread_groups(&[]).part("user namespace")?;
             rustix::thread::set_thread_res_gid(
                 rustix::process::Gid::ROOT,
@@ -103,26 +100,16 @@ pub(super) fn become_sandboxd(
     io::Seek::rewind(&mut secret).part("launcher")?;
     if ids.is_some() {
         rustix::thread::set_no_new_privs(true).part("no new privileges")?;
-        let working_dir = plan.working_dir.clone();
-        let writable = [
-            Path::new("/tmp"),
-            Path::new("/var"),
-            Path::new("/home"),
-            Path::new("/root"),
-            Path::new("/run"),
-            Path::new("/dev"),
-            Path::new("/proc"),
-            Path::new("/.wharf/run"),
-            &working_dir,
-        ];
-        let targets: Vec<&Path> =
-            plan.mounts.iter().filter(|mount| !mount.read_only).map(|mount| Path::new(&mount.target)).collect();
-        walls.raise("landlock", confine::restrict_files(&[&writable[..], &targets[..]].concat()))?;
+        let writable = writable(plan, own.mounts);
+        let note = (!own.mounts).then(|| {
+            "the machine's files are seen, and may be changed in the workspace, /tmp, /var/tmp and /dev".to_owned()
+        });
+        walls.raise("landlock", confine::restrict_files(&writable).map(|partly| partly.or(note)))?;
         walls.raise("capabilities", confine::drop_capabilities().map(|()| None))?;
     } else {
+        miss_mounts(plan, walls)?;
         walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
     }
-    rustix::io::fcntl_setfd(&ready, FdFlags::empty()).part("launcher")?;
     let mut command = Command::new(&program);
     command
         .args(["serve", "--listen", &format!("unix:{socket}")])
@@ -139,10 +126,35 @@ pub(super) fn become_sandboxd(
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
-    let started = Launched::Started { pid: 0, report: walls.report.clone() };
+    let started = Launched::Started { pid: 0, report: walls.report.clone(), private_root: ids.is_some() && own.mounts };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
+    door::keep_only(&[secret.as_fd(), ready.as_fd()]).part("launcher")?;
     Err(command.exec()).part("sandboxd")
+}
+
+/// Names the mounts that are nowhere without a private root. Work begins in what is mounted at the working directory.
+fn miss_mounts(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
+    for mount in plan.mounts.iter().filter(|mount| Path::new(&mount.target) != plan.working_dir) {
+        walls.missing(&format!("mount at {}", mount.target), io::Error::other("needs a private root"))?;
+    }
+    Ok(())
+}
+
+/// Where landlock lets files be written: in a private root nearly all that is not the host's, else hardly more than the
+/// workspace.
+fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
+    if !private_root {
+        let shared = ["/tmp", "/var/tmp", "/dev", "/proc"].map(PathBuf::from);
+        let socket = plan.socket.parent().map(Path::to_owned);
+        let read_only = plan.mounts.iter().any(|mount| Path::new(&mount.target) == plan.working_dir && mount.read_only);
+        let workspace = (!read_only).then(|| plan.working_dir_outside.clone());
+        return shared.into_iter().chain(socket).chain(workspace).collect();
+    }
+    let private = ["/tmp", "/var", "/home", "/root", "/run", "/dev", "/proc", "/.wharf/run"].map(PathBuf::from);
+    let targets = plan.mounts.iter().filter(|mount| !mount.read_only).map(|mount| PathBuf::from(&mount.target));
+    let workspace = plan.workspace.is_some().then(|| plan.working_dir.clone());
+    private.into_iter().chain(workspace).chain(targets).collect()
 }
 
 fn limit_resources(plan: &Plan, own: Own) -> io::Result<()> {

@@ -10,6 +10,7 @@
 //! there has power over them. As an ordinary user the user namespace comes first.
 
 mod dev;
+mod door;
 mod ids;
 mod init;
 mod mounts;
@@ -58,11 +59,10 @@ pub fn launch_main() -> ExitCode {
 }
 
 fn launch() -> Result<Launched, Failure> {
+    door::enter()?;
     let mut text = String::new();
     io::stdin().read_to_string(&mut text).part("launcher")?;
     let plan: Plan = serde_json::from_str(&text).map_err(io::Error::other).part("launcher")?;
-    rustix::process::setsid().part("launcher")?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let mut walls = Walls { isolation: plan.isolation, report: Vec::new() };
     let limited = cgroup::enter(&plan.cgroup, &plan.bounds);
     match &limited {
@@ -102,14 +102,14 @@ fn launch() -> Result<Launched, Failure> {
             File::from(errors).read_to_string(&mut told).part("launcher")?;
             // The init process tells what stands, or what failed; its end closes the pipe.
             match serde_json::from_str::<Launched>(&told) {
-                Ok(Launched::Started { report, .. }) => {
+                Ok(Launched::Started { report, private_root, .. }) => {
                     let mut byte = [0];
                     let count = File::from(ready).read(&mut byte).part("sandboxd")?;
                     if count == 0 {
                         let reason = io::Error::other("it ended before it listened; its log says why");
                         return Err(Failure { part: "sandboxd".to_owned(), source: reason });
                     }
-                    Ok(Launched::Started { pid: init.as_raw_nonzero().get(), report })
+                    Ok(Launched::Started { pid: init.as_raw_nonzero().get(), report, private_root })
                 }
                 Ok(failed @ Launched::Failed { .. }) => Ok(failed),
                 Err(error) => Err(Failure { part: "launcher".to_owned(), source: io::Error::other(error) }),

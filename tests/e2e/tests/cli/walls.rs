@@ -1,0 +1,90 @@
+//! What passes the walls that the launcher builds, and what they do where a part of them cannot be built.
+
+use std::process::Command;
+
+use super::Wharf;
+
+/// A shell on the host with the program as its arguments.
+fn host_shell(wharf: &Wharf, script: &str) -> Command {
+    let made = wharf.command(&[]);
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash"]);
+    command.arg(made.get_program()).args(made.get_args()).stdin(std::process::Stdio::null());
+    command
+}
+
+#[track_caller]
+fn output_of(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn the_callers_open_files_stay_outside() {
+    let wharf = Wharf::new();
+    let here = tempfile::tempdir().unwrap();
+    let (secret, log) = (here.path().join("secret"), here.path().join("log"));
+    std::fs::write(&secret, "host secret").unwrap();
+    std::fs::write(&log, "").unwrap();
+    for isolation in ["full", "none"] {
+        let script = format!(
+            "exec 8<{} 9>>{} 63<{}\n\
+             inside='ls -l /proc/self/fd /proc/1/fd; cat <&8; cat <&63; echo x >&9; cat /proc/1/fd/8; true'\n\
+             \"$@\" run --isolation {isolation} -- bash -c \"$inside\"\n\
+             \"$@\" create box-{isolation} --isolation {isolation}\n\
+             \"$@\" exec box-{isolation} -- bash -c \"$inside\"\n\
+             \"$@\" exec box-{isolation} -- bash -c 'cat /proc/$PPID/fd/8; true'",
+            secret.display(),
+            log.display(),
+            here.path().display()
+        );
+        let said = output_of(host_shell(&wharf, &script));
+        assert!(said.contains("8: Bad file descriptor"), "{isolation}: {said}");
+        assert!(!said.contains("host secret") && !said.contains(here.path().to_str().unwrap()), "{isolation}: {said}");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "{isolation}");
+    }
+}
+
+/// What a process has from its parent, as `/proc` and the shell tell it.
+const INHERITED: &str = "grep -E '^(Sig(Ign|Blk)|Umask|THP_enabled):' /proc/self/status; umask; \
+                         (ulimit -Ha; ulimit -Sa) | grep -v real-time.non-blocking; cat /proc/self/personality 2>/dev/null; \
+                         cut -d')' -f2- /proc/self/stat | cut -d' ' -f6,7,18,19,40,41; env | grep -v ^_; pwd";
+
+#[test]
+fn the_callers_signals_limits_priority_and_mask_stay_outside() {
+    let wharf = Wharf::new();
+    let plain = output_of(host_shell(&wharf, &format!("\"$@\" run -- bash -c {INHERITED:?}")));
+    assert!(plain.contains("SigIgn:"), "{plain}");
+    let odd = "trap '' INT QUIT HUP TERM USR1 PIPE CHLD; umask 077; export STRANGE=1 LANG=de_DE LD_PRELOAD=\n\
+               ulimit -Sn 200; ulimit -Ss 1024; ulimit -Sd 4000000; ulimit -Sv 8000000; ulimit -St 1000; ulimit -Sf 100000; ulimit -Sl 8\n\
+               cd /usr/lib\n";
+    let script = format!("{odd} nice -n 7 setarch -R ionice -c 3 \"$@\" run -- bash -c {INHERITED:?}");
+    assert_eq!(output_of(host_shell(&wharf, &script)), plain);
+}
+
+#[test]
+fn without_a_private_root_work_begins_in_the_workspace_or_what_is_mounted_there() {
+    let wharf = Wharf::new();
+    let mounted = tempfile::tempdir().unwrap();
+    let mount = format!("{}:/no/such/place", mounted.path().display());
+    let script = "touch made && pwd; touch /root/made /var/made; ls ~";
+    let run = |more: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c"]);
+        command.args(["echo 0 > /proc/sys/user/max_mnt_namespaces && exec \"$@\"", "sh"]);
+        let wharf = wharf.command(&["run", "--isolation", "best-effort", "-w", "/no/such/place"]);
+        command.arg(wharf.get_program()).args(wharf.get_args()).args(more).args(["--", "sh", "-c", script]);
+        output_of(command)
+    };
+    let said = run(&[]);
+    assert!(said.contains("/workspace\n") && said.contains("no private root"), "{said}");
+    assert!(
+        said.contains("/root/made': Permission denied") && said.contains("/var/made': Permission denied"),
+        "{said}"
+    );
+    let said = run(&["--mount", &mount, "--mount", "/usr:/elsewhere:ro"]);
+    assert!(said.contains(&format!("{}\n", mounted.path().display())), "{said}");
+    assert!(said.contains("no mount at /elsewhere: needs a private root"), "{said}");
+    assert!(mounted.path().join("made").exists());
+    assert!(!std::path::Path::new("/no").exists());
+}
