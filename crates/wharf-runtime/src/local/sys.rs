@@ -88,6 +88,13 @@ pub(super) fn harden_mount(path: &Path, read_only: bool) -> io::Result<()> {
     mount_setattr(rustix::fs::CWD, path, AT_RECURSIVE, &MountAttr { set, ..MountAttr::default() })
 }
 
+/// The same for a detached mount, or what a descriptor names.
+pub(super) fn harden_tree(mount: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    let flags = AT_RECURSIVE | AT_EMPTY_PATH;
+    mount_setattr(mount.as_fd(), Path::new(""), flags, &MountAttr { set, ..MountAttr::default() })
+}
+
 /// Makes a detached mount show files with the ids of the user namespace.
 pub(super) fn map_ids(mount: &OwnedFd, user_namespace: &OwnedFd) -> io::Result<()> {
     let userns = user_namespace.as_raw_fd().unsigned_abs().into();

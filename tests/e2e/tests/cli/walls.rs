@@ -88,3 +88,38 @@ fn without_a_private_root_work_begins_in_the_workspace_or_what_is_mounted_there(
     assert!(mounted.path().join("made").exists());
     assert!(!std::path::Path::new("/no").exists());
 }
+
+#[test]
+fn the_target_of_a_mount_is_made_inside_whatever_links_lead_there() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let here = tempfile::tempdir().unwrap();
+        let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        std::fs::set_permissions(here.path(), open).unwrap();
+        std::fs::write(here.path().join("file"), "mounted").unwrap();
+        let name = format!("wharf-walls-{}", std::process::id());
+        for target in [format!("/var/run/{name}/deep"), format!("/lib/../run/{name}"), format!("/bin/{name}")] {
+            let mount = format!("{}:{target}:ro", here.path().display());
+            let output = wharf.run(&["run", "--mount", &mount, "--", "cat", &format!("{target}/file")]);
+            let shown = output.stdout == b"mounted" && target.starts_with("/var/run");
+            let refused = !output.status.success() && !target.starts_with("/var/run");
+            assert!(shown || refused, "{target}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        // The working directory likewise.
+        wharf.check(&["run", "-w", &format!("/var/run/{name}/work"), "--", "touch", "file"], 0, "");
+        for made in ["/run", "/var/run", "/usr/bin"] {
+            assert!(!std::path::Path::new(made).join(&name).exists(), "{made}");
+        }
+    }
+}
+
+#[test]
+fn what_is_made_on_the_way_to_a_mount_belongs_to_the_sandboxs_user() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let script = "mkdir /root/.cache/x /home/a/x && stat -c %u /root/.cache /home/a && cat /home/a/b/file.txt";
+        let arguments =
+            ["run", "--mount", "/usr:/root/.cache/pip:ro", "--mount", "/etc/hostname:/home/a/b/file.txt:ro"];
+        let output = wharf.run(&[&arguments[..], &["--", "sh", "-c", script]].concat());
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(said.starts_with("0\n0\n"), "{said}");
+    }
+}

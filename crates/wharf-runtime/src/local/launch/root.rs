@@ -4,13 +4,14 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::{DirBuilderExt, chown, symlink},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{
     HOUSE,
+    below::{Below, bind_at},
     dev::build_dev,
     ids::Ids,
     mounts::show_mount,
@@ -50,16 +51,16 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: Own) -> Result<(), Failure
     build_dev(&root, ids).part("/dev")?;
     build_proc(&root, own).part("/proc")?;
     build_house(plan, &root, ids)?;
+    let below = Below::new(&root, ids.root).part(part)?;
     if let Some(workspace) = &plan.workspace {
         if ids.namespace.is_some() {
             chown(workspace, Some(ids.root), Some(ids.root)).part("workspace")?;
         }
-        let target = below(&root, &plan.working_dir).part("workspace")?;
-        make_directory(&target).part("workspace")?;
-        bind(workspace, &target, false).part("workspace")?;
+        let target = below.directory(&plan.working_dir).part("workspace")?;
+        bind_at(workspace, target, false).part("workspace")?;
     }
     for (at, mount) in plan.mounts.iter().enumerate() {
-        show_mount(mount, &root, ids.owners.get(at)).part(format!("mount of {}", mount.source))?;
+        show_mount(mount, &below, ids.owners.get(at)).part(format!("mount of {}", mount.source))?;
     }
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;
@@ -94,12 +95,6 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
 pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
     rustix::mount::mount_bind_recursive(source, target)?;
     sys::harden_mount(target, read_only)
-}
-
-/// A path inside the sandbox as a path below its new root.
-pub(super) fn below(root: &Path, inside: &Path) -> io::Result<PathBuf> {
-    let relative = inside.strip_prefix("/").map_err(io::Error::other)?;
-    Ok(root.join(relative))
 }
 
 /// Brings sandboxd and the directory of its socket in.
