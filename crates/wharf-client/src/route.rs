@@ -4,7 +4,11 @@ use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, ToSocketAddrs, UnixStream},
+    time::timeout,
 };
+
+/// Less than a connection may take: where no name server answers, that is the reason to tell.
+const LOOK_UP_PATIENCE: Duration = Duration::from_secs(4);
 
 /// A quiet peer is asked whether it is there after `KEEPALIVE_IDLE`; after as many unanswered questions it is gone.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -53,7 +57,7 @@ impl Route {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
             Self::Through(way) => way.dial().await?,
             Self::Tcp(address) => Box::new(connect_tcp(address, carries).await?),
-            Self::Host(name, port) => Box::new(connect_tcp((name.as_str(), *port), carries).await?),
+            Self::Host(name, port) => Box::new(connect_tcp(look_up(name, *port).await?.as_slice(), carries).await?),
         })
     }
 
@@ -64,6 +68,23 @@ impl Route {
             Self::Tcp(_) | Self::Host(..) => false,
         }
     }
+}
+
+/// The addresses of a name; an error says that it is the name, and not who has it, that was not found.
+async fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let looked_up = timeout(LOOK_UP_PATIENCE, tokio::net::lookup_host((name, port))).await;
+    let why = match looked_up {
+        Ok(Ok(addresses)) => {
+            let addresses: Vec<_> = addresses.collect();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            "it has no address".to_owned()
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no name server has answered within {} s", LOOK_UP_PATIENCE.as_secs()),
+    };
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("the name `{name}` does not resolve: {why}")))
 }
 
 async fn connect_tcp(address: impl ToSocketAddrs, carries: Carries) -> io::Result<TcpStream> {
@@ -98,6 +119,14 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    /// RFC 2606 keeps `.invalid` free of names.
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_told_as_that() {
+        let route = Route::Host("wharf-box.agents.svc.invalid".to_owned(), 8080);
+        let error = route.connect(Carries::Calls).await.unwrap_err().to_string();
+        assert!(error.starts_with("the name `wharf-box.agents.svc.invalid` does not resolve: "), "{error}");
+    }
 
     #[tokio::test]
     async fn tcp_notices_a_peer_without_power_and_bears_one_that_does_not_read_frames() {

@@ -229,6 +229,15 @@ impl Runtime {
         }
     }
 
+    /// Now, by the clock that its sandboxes' ages and leases go by, in seconds since the Unix epoch.
+    pub fn now(&self) -> f64 {
+        let now = match self {
+            Self::Local(_) => jiff::Timestamp::now(),
+            Self::Kubernetes(kubernetes) => kubernetes.cluster().now(),
+        };
+        now.as_millisecond() as f64 / 1000.0
+    }
+
     /// All sandboxes, oldest first.
     ///
     /// # Errors

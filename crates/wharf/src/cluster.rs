@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 use anyhow::{Context, bail};
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::{
-    RuntimeError,
+    Runtime, RuntimeError,
     kubernetes::{
         Access, Carried, Cluster, KubernetesRuntime, Settings, install as installation, render as rendered,
         settings::{Carrier, Loaded, Overrides, Sources},
@@ -76,6 +76,21 @@ pub(crate) async fn runtime(place: &Place, shape: Option<&Shape>) -> anyhow::Res
     let cluster = Cluster::find(&access, namespace).await?;
     settings.namespace = cluster.namespace().to_owned();
     Ok(KubernetesRuntime::new(cluster, settings))
+}
+
+/// Says by how much this machine's clock is off, if that is more than clocks differ: logs and ages are hard to read then.
+pub(crate) fn warn_of_skew(runtime: &Runtime) {
+    const CLOCKS_DIFFER_SECONDS: u64 = 30;
+    let Runtime::Kubernetes(kubernetes) = runtime else { return };
+    let Some(skew) = kubernetes.cluster().skew() else { return };
+    let direction = if skew.is_negative() { "behind" } else { "ahead of" };
+    let seconds = skew.as_secs().unsigned_abs();
+    if seconds <= CLOCKS_DIFFER_SECONDS {
+        return;
+    }
+    anstream::eprintln!(
+        "warning: this machine's clock is {seconds} s {direction} the API server's; leases and ages go by the API server's"
+    );
 }
 
 /// `wharf render`.

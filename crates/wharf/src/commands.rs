@@ -68,6 +68,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let waiting = Progress::waiting("removing what was left half made");
             let collected = runtime.collect_garbage(&|stage| waiting.stage(stage)).await?;
             drop(waiting);
+            cluster::warn_of_skew(&runtime);
             return removed(&collected.removed, collected.failed.into_iter().map(Into::into), form);
         }
         Command::Render(_) | Command::Install | Command::Completions { .. } => {}
@@ -197,7 +198,10 @@ async fn made(
         interrupted.await;
         waiting.say(&format!("interrupted: removing `{id}`"));
     };
-    Ok(runtime.create(id, spec, lifetime, &|stage| waiting.stage(stage), interrupted).await?)
+    let made = runtime.create(id, spec, lifetime, &|stage| waiting.stage(stage), interrupted).await?;
+    drop(waiting);
+    cluster::warn_of_skew(runtime);
+    Ok(made)
 }
 
 async fn create(runtime: &Runtime, arguments: Create, form: OutputForm) -> anyhow::Result<ExitCode> {

@@ -135,6 +135,9 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
             ApiErrorKind::Forbidden => {
                 "`wharf install` prints the Role that is needed, for `kubectl apply -f -`".to_owned()
             }
+            ApiErrorKind::NoServiceAccount => {
+                "`kubectl get serviceaccounts` lists those of the namespace; `service_account` in [wharf] names one".to_owned()
+            }
             ApiErrorKind::Unauthorized => "the kubeconfig's credentials are not accepted (any more)".to_owned(),
             ApiErrorKind::Quota => {
                 "`kubectl describe quota` tells what is used; `--memory`, `--cpus` ask for less".to_owned()

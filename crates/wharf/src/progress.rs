@@ -1,7 +1,8 @@
-//! What is going on, on standard error, when it takes more than a second and a person looks on.
+//! What is going on, on standard error, when it takes long: a line that changes for a person who looks on, and lines for a log.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    io::IsTerminal as _,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,10 @@ use wharf_runtime::kubernetes::{Stage, Waiting};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(120);
+/// The first line of a log, and the least time between two.
+const LINES_APART: Duration = Duration::from_secs(5);
+/// After so long the same is said again: it still goes on.
+const REPEATED_AFTER: Duration = Duration::from_secs(60);
 
 /// A line that appears after a second and goes with this value.
 #[derive(Debug)]
@@ -18,7 +23,31 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     what: String,
     stages: Mutex<Stages>,
+    lines: Arc<Mutex<Lines>>,
     appearing: JoinHandle<()>,
+}
+
+/// What a log is told, and when.
+#[derive(Debug, Default)]
+struct Lines {
+    now: String,
+    told: Option<(String, Instant)>,
+}
+
+impl Lines {
+    /// The line that is due, if one is.
+    fn due(&mut self, started: Instant, now: Instant) -> Option<String> {
+        let is_due = match &self.told {
+            None => now - started >= LINES_APART,
+            Some((told, at)) if *told == self.now => now - *at >= REPEATED_AFTER,
+            Some((_, at)) => now - *at >= LINES_APART,
+        };
+        if !is_due {
+            return None;
+        }
+        self.told = Some((self.now.clone(), now));
+        Some(format!("{} ({} s)", self.now, (now - started).as_secs()))
+    }
 }
 
 /// The stages that are done with the time that each took, and the one that is going on.
@@ -50,7 +79,7 @@ impl Stages {
 impl Progress {
     /// Says what is being waited for.
     pub(crate) fn waiting(what: impl Into<String>) -> Self {
-        Self::new(what.into(), "{spinner} {msg} ({elapsed})")
+        Self::new(what.into(), "{spinner} {msg} ({elapsed})", true)
     }
 
     /// Says how far it is by now, and why it takes so long.
@@ -58,6 +87,7 @@ impl Progress {
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         stages.enter(waiting.stage, Instant::now());
         self.bar.set_message(format!("{}: {}{waiting}", self.what, stages.told()));
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).now = format!("{}: {waiting}", self.what);
     }
 
     /// A line for good, above what is going on.
@@ -67,22 +97,37 @@ impl Progress {
 
     /// Counts bytes; see [`Progress::read`].
     pub(crate) fn bytes(what: impl Into<String>) -> Self {
-        Self::new(what.into(), "{spinner} {msg}: {bytes}, {bytes_per_sec}")
+        Self::new(what.into(), "{spinner} {msg}: {bytes}, {bytes_per_sec}", false)
     }
 
-    fn new(what: String, template: &str) -> Self {
+    fn new(what: String, template: &str, is_logged: bool) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_message(what.clone());
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         let shown = bar.clone();
+        let lines = Arc::new(Mutex::new(Lines { now: what.clone(), told: None }));
+        let logged = lines.clone();
         let appearing = tokio::spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            // Hidden where standard error is no terminal.
-            shown.set_draw_target(ProgressDrawTarget::stderr());
-            shown.enable_steady_tick(TICK);
+            if std::io::stderr().is_terminal() {
+                tokio::time::sleep(PATIENCE).await;
+                shown.set_draw_target(ProgressDrawTarget::stderr());
+                shown.enable_steady_tick(TICK);
+                return;
+            }
+            if !is_logged {
+                return;
+            }
+            let started = Instant::now();
+            loop {
+                tokio::time::sleep(PATIENCE).await;
+                let due = logged.lock().unwrap_or_else(PoisonError::into_inner).due(started, Instant::now());
+                if let Some(line) = due {
+                    anstream::eprintln!("wharf: {line}");
+                }
+            }
         });
-        Self { bar, what, stages: Mutex::default(), appearing }
+        Self { bar, what, stages: Mutex::default(), lines, appearing }
     }
 
     /// Counts what is read through it.
@@ -111,6 +156,24 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_hears_after_a_while_what_is_waited_for_and_what_changes() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut lines = Lines { now: "creating `box`".to_owned(), told: None };
+        assert_eq!(lines.due(start, at(4)), None);
+        lines.now = "creating `box`: pulling: i/o timeout".to_owned();
+        assert_eq!(lines.due(start, at(5)).as_deref(), Some("creating `box`: pulling: i/o timeout (5 s)"));
+        assert_eq!(lines.due(start, at(30)), None);
+        lines.now = "creating `box`: starting".to_owned();
+        assert_eq!(lines.due(start, at(31)).as_deref(), Some("creating `box`: starting (31 s)"));
+        lines.now = "creating `box`: pulling: again".to_owned();
+        assert_eq!(lines.due(start, at(33)), None);
+        assert_eq!(lines.due(start, at(36)).as_deref(), Some("creating `box`: pulling: again (36 s)"));
+        assert_eq!(lines.due(start, at(95)), None);
+        assert_eq!(lines.due(start, at(96)).as_deref(), Some("creating `box`: pulling: again (96 s)"));
+    }
 
     #[test]
     fn each_stage_is_told_with_its_time() {

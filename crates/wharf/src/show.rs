@@ -55,7 +55,7 @@ pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["NAME", "STATUS", "AGE", "WORKSPACE"]);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+    let now = runtime.now();
     for sandbox in &sandboxes {
         let status = match &sandbox.status {
             Status::Ready => "ready".to_owned(),

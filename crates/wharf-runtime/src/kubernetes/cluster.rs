@@ -15,6 +15,7 @@ use hyper_util::{
     client::{legacy::connect::HttpConnector, proxy::matcher::Matcher},
     rt::TokioExecutor,
 };
+use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client, Config,
     client::{ClientBuilder, ConfigExt},
@@ -22,9 +23,10 @@ use kube::{
     core::DynamicObject,
 };
 use tokio::{sync::OnceCell, time::Instant};
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder, util::MapResponseLayer};
 
 use super::{
+    clock::ServerClock,
     manifest::Carried,
     part::Part,
     settings::{Carrier, Profile, Settings},
@@ -40,6 +42,8 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// An API server that has just started refuses everybody but administrators until it has read the roles: for so long after
 /// its first answer a refusal may pass.
 const REFUSAL_MAY_PASS: Duration = Duration::from_secs(10);
+/// How long a ServiceAccount that a pod needs may be missing: that of a namespace that was just made comes a moment later.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Image volumes are part of Kubernetes since this minor version, which asks for a container runtime that has them.
@@ -129,6 +133,7 @@ pub struct Cluster {
     inside: bool,
     health: Arc<Mutex<ServerHealth>>,
     minor: Arc<OnceCell<u32>>,
+    clock: ServerClock,
 }
 
 /// How calls to the API server have gone.
@@ -206,9 +211,46 @@ impl Cluster {
             }
             None => config.cluster_url.to_string(),
         };
-        let client = client(config)
+        let clock = ServerClock::default();
+        let client = client(config, &clock)
             .map_err(|source| ClusterError::Client { server: server.clone(), source: Box::new(source) })?;
-        Ok(Self { client, namespace, server, inside, health: Arc::default(), minor: Arc::default() })
+        let (health, minor) = Default::default();
+        Ok(Self { client, namespace, server, inside, health, minor, clock })
+    }
+
+    /// A cluster that answers without a network.
+    #[cfg(test)]
+    pub(super) fn of_service<S, B>(service: S, namespace: &str) -> Self
+    where
+        S: tower::Service<http::Request<kube::client::Body>, Response = http::Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: hyper::body::Body<Data = hyper::body::Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let clock = ServerClock::default();
+        let (health, minor) = Default::default();
+        let service = ServiceBuilder::new().map_response(listener(&clock)).service(service);
+        let client = Client::new(service, namespace);
+        Self { client, namespace: namespace.to_owned(), server: "mock".to_owned(), inside: true, health, minor, clock }
+    }
+
+    /// The API server's time, as its last answer told it.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// By how much this machine's clock is ahead of the API server's; `None` before it has answered.
+    pub fn skew(&self) -> Option<SignedDuration> {
+        self.clock.skew()
+    }
+
+    /// The API server's time; asks for it if no answer has told it yet.
+    pub(super) async fn ensure_time(&self, deadline: Instant) -> Result<Timestamp, ApiError> {
+        if !self.clock.has_been_heard() {
+            self.call("ask for the time", deadline, &|_| {}, || self.client.apiserver_version()).await?;
+        }
+        Ok(self.clock.now())
     }
 
     pub fn client(&self) -> &Client {
@@ -217,6 +259,11 @@ impl Cluster {
 
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// How errors call the API server.
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     /// Whether we run in a pod of the cluster.
@@ -288,7 +335,10 @@ impl Cluster {
                     pause = FIRST_PAUSE;
                 }
                 let back_lately = health.back_since.is_some_and(|since| since.elapsed() < REFUSAL_MAY_PASS);
-                let given_up = error.kind.is_unreachable() && first && started.elapsed() >= FIRST_PATIENCE;
+                let given_up = match error.kind {
+                    ApiErrorKind::NoServiceAccount => started.elapsed() >= ACCOUNT_PATIENCE,
+                    kind => kind.is_unreachable() && first && started.elapsed() >= FIRST_PATIENCE,
+                };
                 let refused = matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::Unauthorized);
                 (given_up, refusals_may_pass && was_answered && refused && back_lately)
             };
@@ -332,9 +382,9 @@ impl Cluster {
 
 /// A client as kube makes it, but that no small packet waits for another: on a connection with Nagle's algorithm the
 /// first call after a handshake takes 40 ms more (measured: a port-forward opens in 14 ms and not in 56).
-fn client(config: Config) -> kube::Result<Client> {
+fn client(config: Config, clock: &ServerClock) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
-        return Ok(ClientBuilder::try_from(config)?.build());
+        return Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(listener(clock))).build());
     }
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
@@ -342,12 +392,22 @@ fn client(config: Config) -> kube::Result<Client> {
     connector.set_connect_timeout(config.connect_timeout);
     let connector = config.rustls_https_connector_with_connector(connector)?;
     let service = ServiceBuilder::new()
+        .map_response(listener(clock))
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// Passes answers on and hears what time it is.
+fn listener<B>(clock: &ServerClock) -> impl Fn(http::Response<B>) -> http::Response<B> + Clone + Send + use<B> {
+    let clock = clock.clone();
+    move |response| {
+        clock.note(response.headers());
+        response
+    }
 }
 
 fn random_fraction() -> f64 {
@@ -412,6 +472,8 @@ pub enum ApiErrorKind {
     Replaced,
     Unauthorized,
     Forbidden,
+    /// The namespace has no ServiceAccount of the name that the pod is to run as.
+    NoServiceAccount,
     /// A ResourceQuota is used up.
     Quota,
     /// Pod Security, a webhook or another admission plugin says no.
@@ -445,7 +507,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn of(what: &str, server: &str, error: &kube::Error) -> Self {
+    pub(super) fn of(what: &str, server: &str, error: &kube::Error) -> Self {
         let (kind, message, retry_after) = match error {
             kube::Error::Api(status) => {
                 let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
@@ -500,10 +562,10 @@ impl ApiError {
             | ApiErrorKind::Busy
             | ApiErrorKind::Server
             | ApiErrorKind::Unreachable
+            | ApiErrorKind::NoServiceAccount
             | ApiErrorKind::TimedOut => true,
-            // The ServiceAccount of a namespace that was just made comes a moment later.
-            ApiErrorKind::Forbidden => self.message.contains("error looking up service account"),
-            ApiErrorKind::NotFound
+            ApiErrorKind::Forbidden
+            | ApiErrorKind::NotFound
             | ApiErrorKind::AlreadyExists
             | ApiErrorKind::Replaced
             | ApiErrorKind::Unauthorized
@@ -532,8 +594,9 @@ fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
         (403, _) if message.contains("violates PodSecurity") || message.contains("admission webhook") => {
             ApiErrorKind::Admission
         }
+        (403, _) if message.contains("error looking up service account") => ApiErrorKind::NoServiceAccount,
         // RBAC says who may not; all other plugins say why not.
-        (403, _) if !message.contains(" cannot ") && !message.contains("service account") => ApiErrorKind::Admission,
+        (403, _) if !message.contains(" cannot ") => ApiErrorKind::Admission,
         (403, _) => ApiErrorKind::Forbidden,
         (410, _) | (_, "Expired") => ApiErrorKind::Expired,
         (429, _) => ApiErrorKind::Busy,
@@ -583,7 +646,7 @@ mod tests {
             (403, "Forbidden", "pods \"x\" is forbidden: exceeded quota: q", ApiErrorKind::Quota, false),
             (403, "Forbidden", "violates PodSecurity \"restricted:latest\"", ApiErrorKind::Admission, false),
             (403, "Forbidden", "unable to create new content in namespace x", ApiErrorKind::Admission, false),
-            (403, "Forbidden", "error looking up service account n/default", ApiErrorKind::Forbidden, true),
+            (403, "Forbidden", "error looking up service account n/default", ApiErrorKind::NoServiceAccount, true),
             (403, "Forbidden", "pods is forbidden: not yet ready to handle request", ApiErrorKind::Busy, true),
             (429, "TooManyRequests", "", ApiErrorKind::Busy, true),
             (503, "", "", ApiErrorKind::Server, true),

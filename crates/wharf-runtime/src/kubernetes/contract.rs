@@ -125,7 +125,8 @@ impl KubernetesRuntime {
         shaped(&self.settings, &SandboxSpec::default()).map_err(|error| not_made(error.into()))?;
         let objects = objects(id, &self.settings, &request);
         let before = Before::of(operation.observed());
-        let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request, before);
+        let now = self.cluster.ensure_time(deadline).await.map_err(|error| not_made(error.into()))?;
+        let anchor = new_anchor(id, &self.settings, options.environment.clone(), &request, before, now);
         let aim = Aim::Running { new: Some((&objects, &anchor)) };
         if let Err(error) = operation.reach(&aim).await {
             self.undo(id, &anchor, before, report).await;

@@ -5,13 +5,18 @@
 
 mod anchor;
 mod apply;
+mod clock;
 mod cluster;
 pub mod contract;
 pub mod install;
 mod manifest;
+#[cfg(test)]
+mod mock_server;
 mod names;
 mod observe;
 mod operation;
+#[cfg(test)]
+mod operation_tests;
 mod part;
 mod plan;
 #[cfg(test)]
@@ -26,7 +31,7 @@ use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -37,6 +42,7 @@ use self::{
     anchor::NewAnchor,
     manifest::{container_name, locked, whose},
     operation::{Aim, Operation},
+    reason::passed_deadline,
     settings::SettingsError,
     shape::shaped,
 };
@@ -63,9 +69,10 @@ const END_PATIENCE: Duration = Duration::from_secs(120);
 const UNDO_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a call that only looks may take.
 const LOOK_PATIENCE: Duration = Duration::from_secs(20);
-/// A throw-away sandbox is garbage so long after its maker has last said to be there. Machines' clocks differ.
+/// A throw-away sandbox is garbage so long after its maker has last said to be there, by the API server's clock.
 const LEASE: SignedDuration = SignedDuration::from_secs(120);
 const LEASE_RENEWAL: Duration = Duration::from_secs(30);
+/// API servers of one cluster have clocks of their own.
 const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_secs(60);
 
 /// Objects in one answer of a list: a sandbox's two have about 20 KB.
@@ -254,7 +261,8 @@ impl KubernetesRuntime {
             operation.observe(operation.all_parts()).await?;
             before = Before::of(operation.observed());
         }
-        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before);
+        let now = self.cluster.ensure_time(deadline).await?;
+        let anchor = new_anchor(id, &settings, spec.environment.clone(), &request, before, now);
         let (anchor, _) = begun.get_or_init(|| (anchor, before));
         let aim = Aim::Running { new: Some((&objects, anchor)) };
         if settings.profile == Profile::Wharf {
@@ -399,7 +407,10 @@ impl KubernetesRuntime {
             }
             (Some(Verdict::Reachable { .. }), Wanted::Running) => Status::Ready,
             (Some(Verdict::Waiting(waiting)), Wanted::Running) => Status::Starting { waiting: waiting.to_string() },
-            (Some(Verdict::Failed(failure)), Wanted::Running) => Status::Stopped { reason: failure.message.clone() },
+            (Some(Verdict::Failed(failure)), Wanted::Running) => {
+                let passed = pod.and_then(|pod| passed_deadline(&pod.pod(), anchor.bind.deadline_seconds));
+                Status::Stopped { reason: passed.unwrap_or_else(|| failure.message.clone()) }
+            }
         };
         let sandbox = match verdict {
             Some(Verdict::Reachable { address }) => {
@@ -419,6 +430,9 @@ impl KubernetesRuntime {
     /// [`KubernetesError::Api`].
     pub async fn list(&self) -> Result<Vec<Found>, KubernetesError> {
         let (anchors, pods) = tokio::try_join!(self.list_parts(Part::Anchor), self.list_parts(Part::Pod))?;
+        if anchors.is_empty() && pods.is_empty() {
+            self.check_namespace().await?;
+        }
         let named = |pod: Value| Some((pod["metadata"]["name"].as_str()?.to_owned(), pod));
         let mut pods: BTreeMap<String, Value> = pods.into_iter().filter_map(named).collect();
         let mut all: Vec<Found> = Vec::new();
@@ -435,6 +449,21 @@ impl KubernetesRuntime {
         }
         all.sort_by_key(|found| found.created_at);
         Ok(all)
+    }
+
+    /// An API server lists nothing in a namespace that is not there, and refuses to make anything in it.
+    async fn check_namespace(&self) -> Result<(), KubernetesError> {
+        let api = self.cluster.typed::<k8s_openapi::api::core::v1::Secret>();
+        let mut nothing = k8s_openapi::api::core::v1::Secret::default();
+        nothing.metadata.generate_name = Some("wharf-".to_owned());
+        let parameters = PostParams { dry_run: true, ..PostParams::default() };
+        let deadline = Instant::now() + LOOK_PATIENCE;
+        let what = format!("list sandboxes of the namespace `{}`", self.cluster.namespace());
+        match self.cluster.ask(&what, deadline, || api.create(&parameters, &nothing)).await {
+            Err(error) if error.kind == ApiErrorKind::NotFound => Err(error.into()),
+            // Whoever may not make anything there, or meets a policy of it, has seen all there is.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// In pages: each has to come within the time that one call may take. When the server no longer knows the list that
@@ -542,7 +571,9 @@ impl KubernetesRuntime {
     ///
     /// When the cluster does not list what there is.
     pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Collected<KubernetesError>, KubernetesError> {
-        let garbage = self.list().await?.into_iter().filter(|found| is_garbage(&found.anchor));
+        let all = self.list().await?;
+        let now = self.cluster.now();
+        let garbage = all.into_iter().filter(|found| is_garbage(&found.anchor, now));
         let removals = garbage.map(|found| async move {
             let removed = self.remove_garbage(&found, report).await;
             removed.map(|removed| removed.then_some(found.id))
@@ -557,7 +588,7 @@ impl KubernetesRuntime {
         let mut operation = Operation::new(&self.cluster, &self.settings, &found.id, END_PATIENCE, report);
         operation.observe([Part::Anchor, Part::Pod]).await?;
         match operation.anchor() {
-            Ok(anchor) if anchor.uid == found.anchor.uid && is_garbage(&anchor) => {}
+            Ok(anchor) if anchor.uid == found.anchor.uid && is_garbage(&anchor, self.cluster.now()) => {}
             Ok(_) | Err(KubernetesError::NotFound(_)) => return Ok(false),
             Err(error) => return Err(error),
         }
@@ -575,7 +606,7 @@ impl KubernetesRuntime {
             let mut operation = Operation::new(&self.cluster, &self.settings, id, LEASE_RENEWAL, &|_| {});
             let renewed = async {
                 operation.observe([Part::Anchor]).await?;
-                operation.lease(Some(Timestamp::now() + LEASE)).await
+                operation.lease(Some(self.cluster.now() + LEASE)).await
             };
             if let Err(KubernetesError::NotFound(_)) = renewed.await {
                 return;
@@ -603,8 +634,8 @@ impl KubernetesRuntime {
 }
 
 /// Whether whoever needed it has not said so for too long.
-fn is_garbage(anchor: &Anchor) -> bool {
-    anchor.leased_until.is_some_and(|until| until + CLOCKS_DIFFER < Timestamp::now())
+fn is_garbage(anchor: &Anchor, now: Timestamp) -> bool {
+    anchor.leased_until.is_some_and(|until| until + CLOCKS_DIFFER < now)
 }
 
 /// The objects that [`KubernetesRuntime::create`] makes, as they are sent, but for keys and the owner's uid. Pure.
@@ -632,7 +663,7 @@ fn rendered(id: &SandboxId, settings: &Settings, request: &Request, environment:
         creation: LATER.to_owned(),
         key: Secret::new(LATER),
         bind_secret: Secret::new(LATER),
-        ..new_anchor(id, settings, environment.clone(), request, Before::Nothing)
+        ..new_anchor(id, settings, environment.clone(), request, Before::Nothing, Timestamp::UNIX_EPOCH)
     }
     .manifest(&settings.installation, &names, &objects);
     anchor["stringData"] = json!({ "bind": LATER, "bind-secret": LATER, "key": LATER, "objects": LATER });
@@ -678,6 +709,7 @@ fn new_anchor(
     environment: Environment,
     request: &Request,
     before: Before,
+    now: Timestamp,
 ) -> NewAnchor {
     let patience = SignedDuration::try_from(settings.start_timeout).unwrap_or(LEASE);
     let mut all = Environment::new();
@@ -692,7 +724,7 @@ fn new_anchor(
         creation: random_hex(8),
         // Long enough to be made; what is made is kept, or its maker says again that it is needed. What was there before
         // is never garbage.
-        leased_until: (before == Before::Nothing).then(|| Timestamp::now() + patience + LEASE),
+        leased_until: (before == Before::Nothing).then(|| now + patience + LEASE),
         key: Secret::new(random_hex(32)),
         bind_secret: Secret::new(random_hex(32)),
         bind: BindRequest {

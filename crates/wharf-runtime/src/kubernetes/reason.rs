@@ -208,6 +208,23 @@ fn ended(pod: &Pod, containers: &[&ContainerStatus]) -> Failure {
     }
 }
 
+/// That a pod has lived as long as it was to live, if that is why it has ended.
+pub(super) fn passed_deadline(pod: &Pod, deadline_seconds: Option<u64>) -> Option<String> {
+    let seconds = deadline_seconds?;
+    let told = || Some(format!("its deadline of {seconds} s has passed"));
+    if pod.status.as_ref()?.reason.as_deref() == Some("DeadlineExceeded") {
+        return told();
+    }
+    let sandbox = own_containers(pod).into_iter().find(|container| is_sandbox(container))?;
+    let ended = sandbox.state.as_ref()?.terminated.as_ref()?;
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        return None;
+    }
+    let lived = ended.finished_at.as_ref()?.0.duration_since(ended.started_at.as_ref()?.0);
+    // Times of Kubernetes are cut to seconds.
+    (lived.as_secs() + 1 >= i64::try_from(seconds).ok()?).then(told).flatten()
+}
+
 /// A state of a container that waiting does not better.
 fn failure_of(container: &ContainerStatus) -> Option<Failure> {
     let state = container.state.as_ref()?;
@@ -368,6 +385,24 @@ mod tests {
         );
         let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" });
         check(evicted, json!([]), "Evicted: its pod was evicted: low on memory");
+    }
+
+    #[test]
+    fn a_deadline_is_named_if_the_pod_lived_as_long() {
+        let passed = |ended: Value, deadline| {
+            let pod = json!({ "metadata": {}, "status": container(json!({ "terminated": ended })) });
+            passed_deadline(&serde_json::from_value(pod).unwrap(), deadline)
+        };
+        let lived =
+            |finished: &str| json!({ "exitCode": 1, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": finished });
+        let told = Some("its deadline of 60 s has passed".to_owned());
+        assert_eq!(passed(lived("2026-01-01T00:01:00Z"), Some(60)), told);
+        assert_eq!(passed(lived("2026-01-01T00:00:59Z"), Some(60)), told);
+        assert_eq!(passed(lived("2026-01-01T00:00:30Z"), Some(60)), None);
+        assert_eq!(passed(lived("2026-01-01T00:01:00Z"), None), None);
+        let mut killed = lived("2026-01-01T00:01:00Z");
+        killed["reason"] = json!("OOMKilled");
+        assert_eq!(passed(killed, Some(60)), None);
     }
 
     #[test]

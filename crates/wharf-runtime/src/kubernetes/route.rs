@@ -6,7 +6,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use wharf_client::{Dial, Route, RouteStream};
 
-use super::{cluster::Cluster, manifest::SERVER_PORT, names::Names, settings::RouteChoice};
+use super::{
+    cluster::{ApiError, Cluster},
+    manifest::SERVER_PORT,
+    names::Names,
+    settings::RouteChoice,
+};
 
 /// The way to a pod; `None` if `address` is none.
 ///
@@ -24,6 +29,7 @@ pub(super) fn route(cluster: &Cluster, choice: RouteChoice, names: &Names, addre
             let pods = cluster.typed::<Pod>();
             Route::Through(Arc::new(PortForward {
                 pods,
+                server: cluster.server().to_owned(),
                 namespace: cluster.namespace().to_owned(),
                 pod: names.pod.clone(),
             }))
@@ -41,6 +47,7 @@ pub(super) fn service_host(names: &Names, namespace: &str) -> String {
 #[derive(Clone)]
 struct PortForward {
     pods: Api<Pod>,
+    server: String,
     namespace: String,
     pod: String,
 }
@@ -48,7 +55,10 @@ struct PortForward {
 impl Dial for PortForward {
     fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<RouteStream>> + Send + '_>> {
         Box::pin(async {
-            let mut forwarder = self.pods.portforward(&self.pod, &[SERVER_PORT]).await.map_err(io::Error::other)?;
+            let opened = self.pods.portforward(&self.pod, &[SERVER_PORT]).await;
+            // In the API server's own words, which kube's error says twice, once as a structure.
+            let refused = |error| io::Error::other(ApiError::of("open a port-forward", &self.server, &error).message);
+            let mut forwarder = opened.map_err(refused)?;
             let stream = forwarder.take_stream(SERVER_PORT);
             let stream = stream.ok_or_else(|| io::Error::other("the API server gave no stream"))?;
             Ok(Box::new(stream) as RouteStream)
