@@ -82,6 +82,9 @@ pub struct ServeOptions {
     /// An inherited file descriptor that gets one byte and is closed when all listeners are open.
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<i32>,
+    /// A file of the control group with a line `oom_kill N`: how many of its processes were killed for want of memory.
+    #[arg(long, value_name = "FILE")]
+    pub memory_events: Option<PathBuf>,
     /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_seconds: u64,

@@ -202,7 +202,7 @@ pub(crate) struct Shape {
     /// CPUs, such as 1.5.
     #[arg(long, value_parser = parse::cpus, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Bytes on disk of the workspace, and of each private directory, such as 1G [default: 10G].
+    /// Bytes on disk of the workspace, and in memory of /tmp, /home and the like together, such as 1G [default: 10G].
     #[arg(long, value_parser = parse::size, value_name = "SIZE")]
     pub(crate) disk: Option<u64>,
 }

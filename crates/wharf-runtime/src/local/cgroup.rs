@@ -82,6 +82,23 @@ fn groups(name: &str) -> impl Iterator<Item = PathBuf> + use<'_> {
         .map(move |controller| Path::new(ROOT).join(controller).join(PARENT).join(name))
 }
 
+/// The file in which the kernel counts what it killed in a sandbox's group for want of memory: a line `oom_kill N`.
+pub(super) fn memory_events(name: &str) -> Option<PathBuf> {
+    let group = |controller: &str| Path::new(ROOT).join(controller).join(PARENT).join(name);
+    let counts = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| oom_kills_in(&text).is_some());
+    [group("").join("memory.events"), group("memory").join("memory.oom_control")].into_iter().find(counts)
+}
+
+/// How many processes of a sandbox the kernel has killed for want of memory, as long as its group is there.
+pub(super) fn oom_kills(name: &str) -> u64 {
+    let text = memory_events(name).and_then(|path| fs::read_to_string(path).ok());
+    text.and_then(|text| oom_kills_in(&text)).unwrap_or(0)
+}
+
+fn oom_kills_in(events: &str) -> Option<u64> {
+    events.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
+}
+
 /// The processes that are still in a sandbox's groups.
 pub(super) fn processes(name: &str) -> Vec<i32> {
     let mut found: Vec<i32> = groups(name)
@@ -100,5 +117,17 @@ pub(super) fn remove(name: &str) {
         while group.exists() && fs::remove_dir(&group).is_err() && started.elapsed() < Duration::from_secs(1) {
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_for_memory_are_counted_in_either_version() {
+        assert_eq!(oom_kills_in("low 0\nhigh 0\nmax 12\noom 2\noom_kill 3\noom_group_kill 0\n"), Some(3));
+        assert_eq!(oom_kills_in("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), Some(1));
+        assert_eq!(oom_kills_in("oom_kill_disable 0\nunder_oom 0\n"), None);
     }
 }

@@ -126,9 +126,19 @@ impl Record {
         match (&self.stopped, self.init) {
             (Some(_), _) => Status::Suspended,
             (None, Some(init)) if is_running(init) => Status::Ready,
-            (None, _) => {
-                Status::Stopped { reason: self.last_error().unwrap_or_else(|| "its processes have ended".to_owned()) }
-            }
+            (None, _) => Status::Stopped { reason: self.last_error().unwrap_or_else(|| self.ended_silently()) },
+        }
+    }
+
+    /// What is known of an end of which sandboxd could say nothing.
+    fn ended_silently(&self) -> String {
+        let state_dir = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
+        match cgroup::oom_kills(&group_name(state_dir, &self.name)) {
+            0 => "its processes have ended".to_owned(),
+            kills => format!(
+                "its processes have ended; the kernel killed {kills} of them, as more than {} bytes of memory were needed",
+                self.bounds.memory_bytes
+            ),
         }
     }
 
@@ -506,9 +516,8 @@ impl LocalRuntime {
         self.settings.state_dir.join("r").join(short(name.as_str()))
     }
 
-    /// Two state directories have sandboxes of the same name; their groups stand side by side.
     fn cgroup(&self, name: &SandboxName) -> String {
-        format!("{}-{}", short(&self.settings.state_dir.display().to_string()), name.as_str())
+        group_name(&self.settings.state_dir, name)
     }
 
     fn lock_path(&self, name: &SandboxName) -> PathBuf {
@@ -672,6 +681,11 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())
+}
+
+/// Two state directories have sandboxes of the same name; their groups stand side by side.
+fn group_name(state_dir: &Path, name: &SandboxName) -> String {
+    format!("{}-{}", short(&state_dir.display().to_string()), name.as_str())
 }
 
 /// Sixteen hexadecimal digits that stand for a longer text (FNV-1a).

@@ -35,8 +35,16 @@ pub struct Bounds {
     pub memory_bytes: u64,
     pub processes: u32,
     pub cpu_millis: Option<u32>,
-    /// For each private directory in memory, for a private workspace, and for each single file elsewhere.
+    /// For the private directories in memory together (at most half of the memory), for a private workspace, and for each
+    /// single file elsewhere.
     pub disk_bytes: u64,
+}
+
+impl Bounds {
+    /// What the private directories may take in memory together: with it full, half of the memory is still there.
+    pub(super) fn private_bytes(&self) -> u64 {
+        self.disk_bytes.min(self.memory_bytes / 2)
+    }
 }
 
 /// What came of a launch; the launcher's answer.

@@ -123,3 +123,42 @@ fn what_is_made_on_the_way_to_a_mount_belongs_to_the_sandboxs_user() {
         assert!(said.starts_with("0\n0\n"), "{said}");
     }
 }
+
+#[test]
+fn private_directories_are_bounded_together_and_say_that_there_is_no_space() {
+    let wharf = Wharf::new();
+    // Each is small enough.
+    let script =
+        "for place in /tmp /home /root /var /run /dev/shm; do head -c 3M /dev/zero > $place/some || exit 9; done";
+    let output = wharf.run(&["run", "--disk", "10M", "--", "sh", "-c", script]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{told}");
+    assert!(told.contains("No space left on device"), "{told}");
+}
+
+#[test]
+fn a_full_tmp_leaves_the_sandbox_alive_and_enough_memory_to_empty_it() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box", "--memory", "64M"], 0, "box\n");
+    let fill = "head -c 300M /dev/zero > /tmp/big; for n in $(seq 1 30000); do : > /tmp/$n || break; done; head -c 1M /dev/zero > /home/x";
+    let output = wharf.run(&["exec", "box", "--", "sh", "-c", fill]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("No space left on device"), "{output:?}");
+    wharf.check(
+        &["exec", "box", "--", "sh", "-c", "rm -r /tmp/*; head -c 1M /dev/zero > /home/x; echo alive"],
+        0,
+        "alive\n",
+    );
+}
+
+#[test]
+fn what_takes_too_much_memory_ends_before_sandboxd_which_sees_the_kernels_count() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box", "--memory", "64M"], 0, "box\n");
+    let output = wharf.run(&["exec", "box", "--", "perl", "-e", "my $x = 'x' x (300 << 20); print length $x"]);
+    assert_eq!(output.status.code(), Some(137), "{output:?}");
+    let script =
+        "tr '\\0' '\\n' </proc/1/cmdline | grep -x -A1 -e --memory-events; grep '^oom_kill ' /.wharf/memory-events";
+    let said = wharf.run(&["exec", "box", "--", "sh", "-c", script]).stdout;
+    assert_eq!(String::from_utf8_lossy(&said), "--memory-events\n/.wharf/memory-events\noom_kill 1\n");
+}

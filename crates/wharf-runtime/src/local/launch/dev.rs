@@ -16,7 +16,7 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 pub(super) fn build_dev(root: &Path, ids: &Ids) -> io::Result<()> {
     let dev = root.join("dev");
     fs::create_dir(&dev)?;
-    tmpfs(&dev, ids, 0o755, 1 << 20)?;
+    tmpfs(&dev, ids, 0o755, 1 << 20, 1024)?;
     for name in DEVICES {
         let target = dev.join(name);
         File::create(&target)?;
@@ -25,8 +25,6 @@ pub(super) fn build_dev(root: &Path, ids: &Ids) -> io::Result<()> {
     fs::create_dir(dev.join("pts"))?;
     let options = c"newinstance,ptmxmode=0666,mode=620";
     rustix::mount::mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, options)?;
-    fs::create_dir(dev.join("shm"))?;
-    tmpfs(&dev.join("shm"), ids, 0o1777, 64 << 20)?;
     for (name, target) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),

@@ -18,7 +18,7 @@ use rustix::{
 use wharf_protocol::{Isolation, NetworkMode};
 
 use super::{
-    HOUSE, SOCKET_INSIDE, door,
+    HOUSE, MEMORY_EVENTS, SOCKET_INSIDE, door,
     ids::Ids,
     root::build_root,
     walls::{Failure, Own, Part, Walls},
@@ -34,12 +34,13 @@ pub(super) fn become_sandboxd(
     plan: &Plan,
     walls: &mut Walls,
     ids: Option<Ids>,
-    own: Own,
+    own: &Own,
     log: &File,
     ready: OwnedFd,
     report: &OwnedFd,
 ) -> Result<std::convert::Infallible, Failure> {
     rustix::process::setsid().part("launcher")?;
+    let private_root = ids.is_some() && own.mounts;
     let mut program = plan.sandboxd.clone();
     let mut socket = plan.socket.display().to_string();
     if let Some(ids) = &ids {
@@ -90,8 +91,10 @@ pub(super) fn become_sandboxd(
     walls.stands(
         "resource limits",
         Some(format!(
-            "files in the workspace may take {} bytes on disk, and as many those in each private directory in memory",
-            plan.bounds.disk_bytes
+            "files in the workspace may take {} bytes on disk, those in /tmp, /home, /root, /var, /run and /dev/shm \
+             together {} in memory",
+            plan.bounds.disk_bytes,
+            plan.bounds.private_bytes()
         )),
     );
     let secret = rustix::fs::memfd_create("bind-secret", rustix::fs::MemfdFlags::empty()).part("launcher")?;
@@ -111,8 +114,14 @@ pub(super) fn become_sandboxd(
         walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
     }
     let mut command = Command::new(&program);
+    if let Some(events) = &own.memory_events {
+        let inside = Path::new("/").join(HOUSE).join(MEMORY_EVENTS);
+        command.arg("serve").arg("--memory-events").arg(if private_root { &inside } else { events });
+    } else {
+        command.arg("serve");
+    }
     command
-        .args(["serve", "--listen", &format!("unix:{socket}")])
+        .args(["--listen", &format!("unix:{socket}")])
         .args(["--bind-secret-fd", &secret.as_raw_fd().to_string()])
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
         .env_clear()
@@ -126,7 +135,7 @@ pub(super) fn become_sandboxd(
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
-    let started = Launched::Started { pid: 0, report: walls.report.clone(), private_root: ids.is_some() && own.mounts };
+    let started = Launched::Started { pid: 0, report: walls.report.clone(), private_root };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd()]).part("launcher")?;
@@ -157,7 +166,7 @@ fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
     private.into_iter().chain(workspace).chain(targets).collect()
 }
 
-fn limit_resources(plan: &Plan, own: Own) -> io::Result<()> {
+fn limit_resources(plan: &Plan, own: &Own) -> io::Result<()> {
     let set = |resource, value: u64| {
         let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX).min(value);
         rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })

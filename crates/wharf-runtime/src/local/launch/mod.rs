@@ -42,6 +42,8 @@ use super::{
 
 /// Where the sandbox finds what belongs to Wharf.
 const HOUSE: &str = ".wharf";
+/// In the house: the file in which the kernel counts what it kills in the sandbox for want of memory.
+const MEMORY_EVENTS: &str = "memory-events";
 const SOCKET_INSIDE: &str = "/.wharf/run/api.sock";
 
 /// The entry of the launcher process: reads a plan from standard input, answers on standard output.
@@ -77,7 +79,12 @@ fn launch() -> Result<Launched, Failure> {
     let (ready, ready_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let (errors, errors_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let mut ids = None;
-    let mut own = Own { cgroup: limited.is_ok(), mounts: false, processes: false };
+    let mut own = Own {
+        cgroup: limited.is_ok(),
+        memory_events: limited.is_ok().then(|| cgroup::memory_events(&plan.cgroup)).flatten(),
+        mounts: false,
+        processes: false,
+    };
     if plan.isolation != Isolation::None {
         ids = enter_user_namespace(&plan, &mut walls)?;
         own.mounts = walls.namespace("mount namespace", UnshareFlags::NEWNS)?;
@@ -91,7 +98,7 @@ fn launch() -> Result<Launched, Failure> {
     match sys::fork().part("launcher")? {
         Forked::Child => {
             drop((ready, errors));
-            let Err(failure) = become_sandboxd(&plan, &mut walls, ids, own, &log, ready_child, &errors_child);
+            let Err(failure) = become_sandboxd(&plan, &mut walls, ids, &own, &log, ready_child, &errors_child);
             let failed = Launched::Failed { part: failure.part, reason: failure.source.to_string() };
             let mut errors = File::from(errors_child);
             let _ = errors.write_all(serde_json::to_string(&failed).unwrap_or_default().as_bytes());

@@ -10,7 +10,7 @@ use super::{root::bind, walls::Own};
 const MASKED: &[&str] = &["kcore", "keys", "latency_stats", "timer_list", "sched_debug", "kmsg", "sysrq-trigger"];
 const READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs", "acpi", "scsi", "asound"];
 
-pub(super) fn build_proc(root: &Path, own: Own) -> io::Result<()> {
+pub(super) fn build_proc(root: &Path, own: &Own) -> io::Result<()> {
     let proc = root.join("proc");
     fs::create_dir(&proc)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

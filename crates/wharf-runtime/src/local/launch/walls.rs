@@ -1,6 +1,6 @@
 //! The walls so far: which stand, which are missing, and what a failure belongs to.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use rustix::thread::UnshareFlags;
 use wharf_protocol::Isolation;
@@ -66,9 +66,11 @@ impl Walls {
 }
 
 /// What the sandbox has for itself that later steps depend on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Own {
     pub(super) cgroup: bool,
+    /// Where the kernel counts what it kills there for want of memory.
+    pub(super) memory_events: Option<PathBuf>,
     pub(super) mounts: bool,
     pub(super) processes: bool,
 }
