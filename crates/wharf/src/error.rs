@@ -87,7 +87,11 @@ fn local_hint(error: &LocalError) -> Option<String> {
             Some("`--isolation best-effort` goes on without this wall and says what is missing".to_owned())
         }
         LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
-        LocalError::Busy(_) | LocalError::Spec { .. } | LocalError::Launcher { .. } | LocalError::Bind { .. } => None,
+        LocalError::Start { .. }
+        | LocalError::Busy(_)
+        | LocalError::Spec { .. }
+        | LocalError::Launcher { .. }
+        | LocalError::Bind { .. } => None,
     }
 }
 

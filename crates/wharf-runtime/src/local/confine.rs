@@ -32,10 +32,13 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // A capability that this kernel does not know yet.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            // In a container without the right to: with no new privileges, what we do not have stays out of reach.
+            Err(rustix::io::Errno::PERM) => break,
             Err(error) => return Err(error.into()),
         }
     }
-    let sets = rustix::thread::CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    let kept = KEPT & rustix::thread::capabilities(None)?.permitted;
+    let sets = rustix::thread::CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 

@@ -81,6 +81,9 @@ pub enum LocalError {
     Spec { field: &'static str, value: String, reason: &'static str },
     #[error("this machine does not allow `{part}`: {reason}")]
     Wall { part: String, reason: String },
+    /// Though walls may be missing.
+    #[error("could not start the sandbox: `{part}`: {reason}")]
+    Start { part: String, reason: String },
     #[error("could not {action} `{path}`", path = path.display())]
     State { action: &'static str, path: PathBuf, source: io::Error },
     #[error("could not start the launcher `{path}`", path = path.display())]
@@ -318,7 +321,11 @@ impl LocalRuntime {
                 (pid, private_root)
             }
             Launched::Failed { part, reason } => {
-                return Err(LocalError::Wall { part, reason: record.explained(&reason) });
+                let reason = record.explained(&reason);
+                return Err(match record.spec.isolation {
+                    Isolation::Full => LocalError::Wall { part, reason },
+                    Isolation::BestEffort | Isolation::None => LocalError::Start { part, reason },
+                });
             }
         };
         record.init = started_at(pid).map(|started| Running { pid, started });

@@ -162,3 +162,60 @@ fn what_takes_too_much_memory_ends_before_sandboxd_which_sees_the_kernels_count(
     let said = wharf.run(&["exec", "box", "--", "sh", "-c", script]).stdout;
     assert_eq!(String::from_utf8_lossy(&said), "--memory-events\n/.wharf/memory-events\noom_kill 1\n");
 }
+
+/// What a container engine leaves root without `--cap-add`.
+const CAPABILITIES: &str = "-all,+chown,+dac_override,+fsetid,+fowner,+mknod,+net_raw,+setgid,+setuid,+setfcap,+setpcap,\
+                            +net_bind_service,+sys_chroot,+kill,+audit_write";
+
+/// Runs `wharf` as in a container: control groups are read-only, parts of `/proc` are covered, system calls refused.
+fn in_a_container(wharf: &Wharf, refused: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let outside = "mount -t tmpfs -o ro none /sys/fs/cgroup && for part in kcore keys timer_list; do \
+                   test ! -e /proc/$part || mount --bind /dev/null /proc/$part || exit; done && \
+                   mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let program = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(program.path(), include_str!("container.pl")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", outside, "sh", "perl"]);
+    command.arg(program.path()).arg(refused).args(["setpriv", "--bounding-set", CAPABILITIES, "--inh-caps=-all"]);
+    let made = wharf.command(arguments);
+    command.arg(made.get_program()).args(made.get_args()).env("HOME", wharf.state.path());
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn in_a_container_it_goes_on_with_the_walls_that_are_left_and_says_what_is_missing() {
+    let script = "echo in $(pwd); grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status; touch kept && ls; \
+                  touch /usr/x /etc/x /var/x /root/x; unshare --user true || echo no namespaces; \
+                  bash -c 'kill -0 $PPID && ls /proc/self/exe'";
+    for (who, wharf) in [("root", Wharf::new()), ("user", Wharf::as_ordinary_user())] {
+        for (refused, missing) in [
+            ("default", &["no user namespace: ", "no mount namespace: ", "no private root: "][..]),
+            ("hostname", &["no "]),
+        ] {
+            let (code, said) = in_a_container(&wharf, refused, &["run", "--", "true"]);
+            assert!(code == Some(125) && said.contains("--isolation best-effort"), "{who}, {refused}: {said}");
+            let arguments = ["run", "--isolation", "best-effort", "--network", "none", "--", "sh", "-c", script];
+            let (code, said) = in_a_container(&wharf, refused, &arguments);
+            assert_eq!(code, Some(0), "{who}, {refused}: {said}");
+            let always =
+                ["Seccomp:\t2", "NoNewPrivs:\t1", "kept\n", "/usr/x", "/etc/x", "no namespaces", "/proc/self/exe"];
+            for told in always.iter().chain(missing) {
+                assert!(said.contains(told), "{who}, {refused}: {told}: {said}");
+            }
+            for written in ["/usr/x", "/etc/x", "/var/x", "/root/x"] {
+                assert!(!std::path::Path::new(written).exists(), "{who}, {refused}: {written}");
+            }
+            // A sandbox that stays as well.
+            let steps = [
+                &["create", "box", "--isolation", "best-effort"][..],
+                &["exec", "box", "--", "touch", "a"],
+                &["rm", "box"],
+            ];
+            for arguments in steps {
+                let (code, said) = in_a_container(&wharf, refused, arguments);
+                assert_eq!(code, Some(0), "{who}, {refused}, {arguments:?}: {said}");
+            }
+        }
+    }
+}

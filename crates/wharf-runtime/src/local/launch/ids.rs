@@ -21,7 +21,7 @@ use crate::local::{
 const IDS: u32 = 65_536;
 
 /// The sandbox's ids on the host.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Ids {
     /// As root: the namespace to enter last. Otherwise we are in it already.
     pub(super) namespace: Option<OwnedFd>,
@@ -31,7 +31,7 @@ pub(super) struct Ids {
     pub(super) owners: Vec<OwnedFd>,
 }
 
-pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Option<Ids>, Failure> {
+pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids, Failure> {
     let part = "user namespace";
     if rustix::process::geteuid().is_root() {
         let first = first_id(&plan.name);
@@ -43,11 +43,11 @@ pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Opt
                 });
                 let owners = owners.collect::<io::Result<_>>().part("mounts")?;
                 walls.stands(part, Some(format!("root inside is user {first} outside")));
-                return Ok(Some(Ids { namespace: Some(namespace), root: first, owners }));
+                return Ok(Ids { namespace: Some(namespace), root: first, owners });
             }
             Err(error) => walls.missing(part, error)?,
         }
-        return Ok(Some(Ids { namespace: None, root: 0, owners: Vec::new() }));
+        return Ok(Ids::default());
     }
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let entered = sys::unshare(UnshareFlags::NEWUSER).and_then(|()| {
@@ -55,17 +55,8 @@ pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Opt
         fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
     });
-    match entered {
-        Ok(()) => {
-            walls.stands(part, Some("root inside is you outside; there are no other users".to_owned()));
-            Ok(Some(Ids { namespace: None, root: 0, owners: Vec::new() }))
-        }
-        // Without it an ordinary user can build no other wall.
-        Err(error) => {
-            walls.missing(part, error)?;
-            Ok(None)
-        }
-    }
+    walls.raise(part, entered.map(|()| Some("root inside is you outside; there are no other users".to_owned())))?;
+    Ok(Ids::default())
 }
 
 /// The first of the ids that belong to a sandbox alone: far above the host's users, another for each name.

@@ -33,59 +33,41 @@ use crate::local::{
 pub(super) fn become_sandboxd(
     plan: &Plan,
     walls: &mut Walls,
-    ids: Option<Ids>,
+    mut ids: Ids,
     own: &Own,
     log: &File,
     ready: OwnedFd,
     report: &OwnedFd,
 ) -> Result<std::convert::Infallible, Failure> {
     rustix::process::setsid().part("launcher")?;
-    let private_root = ids.is_some() && own.mounts;
+    let confined = plan.isolation != Isolation::None;
+    let private_root = confined && own.mounts;
     let mut program = plan.sandboxd.clone();
     let mut socket = plan.socket.display().to_string();
-    if let Some(ids) = &ids {
-        walls.namespace("IPC namespace", UnshareFlags::NEWIPC)?;
-        walls.namespace("cgroup namespace", UnshareFlags::NEWCGROUP)?;
-        if walls.namespace("UTS namespace", UnshareFlags::NEWUTS)? {
-            rustix::system::sethostname(plan.name.as_bytes()).part("UTS namespace")?;
-        }
-        match plan.network {
-            NetworkMode::Host => {
-                walls.stands("network namespace", Some("shares the machine's network, as asked".to_owned()));
-            }
-            NetworkMode::None => {
-                if walls.namespace("network namespace", UnshareFlags::NEWNET)? {
-                    sys::loopback_up().part("network namespace")?;
-                }
-            }
-        }
-        if own.mounts {
-            build_root(plan, ids, own)?;
-            let note = "the host is read-only; what is written stays in the sandbox";
-            walls.stands("private root", Some(note.to_owned()));
-            program = Path::new("/").join(HOUSE).join("sandboxd");
-            socket = SOCKET_INSIDE.to_owned();
-        } else {
-            walls.missing("private root", io::Error::other("needs a mount namespace"))?;
-            miss_mounts(plan, walls)?;
-        }
-        if let Some(namespace) = &ids.namespace {
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))
-                .part("user namespace")?;
-            rustix::thread::set_thread_groups(&[]).part("user namespace")?;
-            rustix::thread::set_thread_res_gid(
-                rustix::process::Gid::ROOT,
-                rustix::process::Gid::ROOT,
-                rustix::process::Gid::ROOT,
-            )
-            .part("user namespace")?;
-            rustix::thread::set_thread_res_uid(
-                rustix::process::Uid::ROOT,
-                rustix::process::Uid::ROOT,
-                rustix::process::Uid::ROOT,
-            )
-            .part("user namespace")?;
-        }
+    if confined && ids.namespace.is_some() && !private_root {
+        ids.namespace = None;
+        walls.falls(
+            "user namespace",
+            io::Error::other("needs a private root: nothing of the host belongs to its users"),
+        )?;
+    }
+    if own.namespaces {
+        build_namespaces(plan, walls)?;
+    }
+    if private_root {
+        build_root(plan, &ids, own)?;
+        let note = "the host is read-only; what is written stays in the sandbox";
+        walls.stands("private root", Some(note.to_owned()));
+        program = Path::new("/").join(HOUSE).join("sandboxd");
+        socket = SOCKET_INSIDE.to_owned();
+    } else if own.namespaces && !walls.tells_of("private root") {
+        walls.missing("private root", io::Error::other("needs a mount namespace"))?;
+    }
+    if !private_root {
+        miss_mounts(plan, walls)?;
+    }
+    if let Some(namespace) = &ids.namespace {
+        become_root_of(namespace).part("user namespace")?;
     }
     limit_resources(plan, own).part("resource limits")?;
     walls.stands(
@@ -101,7 +83,7 @@ pub(super) fn become_sandboxd(
     let mut secret = File::from(secret);
     secret.write_all(plan.bind_secret.reveal().as_bytes()).part("launcher")?;
     io::Seek::rewind(&mut secret).part("launcher")?;
-    if ids.is_some() {
+    if confined {
         rustix::thread::set_no_new_privs(true).part("no new privileges")?;
         let writable = writable(plan, own.mounts);
         let note = (!own.mounts).then(|| {
@@ -110,7 +92,6 @@ pub(super) fn become_sandboxd(
         walls.raise("landlock", confine::restrict_files(&writable).map(|partly| partly.or(note)))?;
         walls.raise("capabilities", confine::drop_capabilities().map(|()| None))?;
     } else {
-        miss_mounts(plan, walls)?;
         walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
     }
     let mut command = Command::new(&program);
@@ -131,7 +112,7 @@ pub(super) fn become_sandboxd(
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone().part("log")?)
         .stderr(log.try_clone().part("log")?);
-    if ids.is_some() {
+    if confined {
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
@@ -140,6 +121,39 @@ pub(super) fn become_sandboxd(
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd()]).part("launcher")?;
     Err(command.exec()).part("sandboxd")
+}
+
+/// Enters the namespaces that need nothing but themselves.
+fn build_namespaces(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
+    walls.namespace("IPC namespace", UnshareFlags::NEWIPC)?;
+    walls.namespace("cgroup namespace", UnshareFlags::NEWCGROUP)?;
+    if walls.namespace("UTS namespace", UnshareFlags::NEWUTS)?
+        && let Err(error) = rustix::system::sethostname(plan.name.as_bytes())
+    {
+        walls.missing("host name of its own", error.into())?;
+    }
+    match plan.network {
+        NetworkMode::Host => {
+            walls.stands("network namespace", Some("shares the machine's network, as asked".to_owned()));
+        }
+        NetworkMode::None => {
+            if walls.namespace("network namespace", UnshareFlags::NEWNET)?
+                && let Err(error) = sys::loopback_up()
+            {
+                walls.missing("loopback interface", error)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Enters a user namespace as its root.
+fn become_root_of(namespace: &OwnedFd) -> io::Result<()> {
+    use rustix::process::{Gid, Uid};
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    Ok(rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?)
 }
 
 /// Names the mounts that are nowhere without a private root. Work begins in what is mounted at the working directory.

@@ -26,13 +26,13 @@ use std::{
     process::ExitCode,
 };
 
-use rustix::thread::UnshareFlags;
+use rustix::{process::WaitOptions, thread::UnshareFlags};
 use wharf_protocol::Isolation;
 
 use self::{
-    ids::enter_user_namespace,
+    ids::{Ids, enter_user_namespace},
     init::become_sandboxd,
-    walls::{Failure, Own, Part, Walls},
+    walls::{Failure, LeftOut, Own, Part, Walls},
 };
 use super::{
     cgroup,
@@ -50,10 +50,7 @@ const SOCKET_INSIDE: &str = "/.wharf/run/api.sock";
 ///
 /// Must be called before any thread is started.
 pub fn launch_main() -> ExitCode {
-    let answer = match launch() {
-        Ok(started) => started,
-        Err(failure) => Launched::Failed { part: failure.part, reason: failure.source.to_string() },
-    };
+    let answer = told(launch());
     let failed = matches!(answer, Launched::Failed { .. });
     let text = serde_json::to_string(&answer).unwrap_or_default();
     // Without a reader nobody wants the answer.
@@ -75,33 +72,87 @@ fn launch() -> Result<Launched, Failure> {
             walls.stands("cgroup", Some(note));
         }
     }
+    let memory_events = limited.is_ok().then(|| cgroup::memory_events(&plan.cgroup)).flatten();
+    let own = Own { cgroup: limited.is_ok(), memory_events, namespaces: false, mounts: false, processes: false };
+    if plan.isolation == Isolation::BestEffort {
+        return as_good_as_it_gets(&plan, &walls, &own);
+    }
+    build(&plan, walls, own, &LeftOut::default())
+}
+
+/// Tries with fewer and fewer walls, each time in a process of its own: most of what is done for them cannot be undone.
+///
+/// That a namespace can be entered does not mean that it can be used: in a container a filter may refuse `sethostname`, and
+/// the kernel a new `/proc` because parts of the old one are covered.
+fn as_good_as_it_gets(plan: &Plan, walls: &Walls, own: &Own) -> Result<Launched, Failure> {
+    let mut left_out = LeftOut::default();
+    loop {
+        let answer = in_a_process(|| build(plan, walls.clone(), own.clone(), &left_out))?;
+        match answer {
+            Launched::Failed { part, reason } if left_out.leave_out_more(&part, &reason) => {}
+            answer => return Ok(answer),
+        }
+    }
+}
+
+fn in_a_process(work: impl FnOnce() -> Result<Launched, Failure>) -> Result<Launched, Failure> {
+    let (answer, answer_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
+    match sys::fork().part("launcher")? {
+        Forked::Child => {
+            drop(answer);
+            let text = serde_json::to_string(&told(work())).unwrap_or_default();
+            let _ = File::from(answer_child).write_all(text.as_bytes());
+            std::process::exit(0);
+        }
+        Forked::Parent(child) => {
+            drop(answer_child);
+            let mut text = String::new();
+            File::from(answer).read_to_string(&mut text).part("launcher")?;
+            rustix::process::waitpid(Some(child), WaitOptions::empty()).part("launcher")?;
+            serde_json::from_str(&text).map_err(io::Error::other).part("launcher")
+        }
+    }
+}
+
+/// What a program that only reads the answer has to know.
+fn told(launched: Result<Launched, Failure>) -> Launched {
+    launched.unwrap_or_else(|failure| Launched::Failed { part: failure.part, reason: failure.source.to_string() })
+}
+
+/// Builds the walls and starts sandboxd behind them.
+fn build(plan: &Plan, mut walls: Walls, mut own: Own, left_out: &LeftOut) -> Result<Launched, Failure> {
     let log = File::options().create(true).append(true).mode(0o600).open(&plan.log).part("log")?;
     let (ready, ready_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
     let (errors, errors_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).part("launcher")?;
-    let mut ids = None;
-    let mut own = Own {
-        cgroup: limited.is_ok(),
-        memory_events: limited.is_ok().then(|| cgroup::memory_events(&plan.cgroup)).flatten(),
-        mounts: false,
-        processes: false,
-    };
+    let mut ids = Ids::default();
     if plan.isolation != Isolation::None {
-        ids = enter_user_namespace(&plan, &mut walls)?;
-        own.mounts = walls.namespace("mount namespace", UnshareFlags::NEWNS)?;
-        if own.mounts {
-            own.processes = walls.namespace("PID namespace", UnshareFlags::NEWPID)?;
-        } else {
-            let without = "needs a mount namespace, for a `/proc` of its own";
-            walls.missing("PID namespace", io::Error::other(without))?;
+        match left_out.namespaces() {
+            Some(reason) => walls.missing("namespaces", io::Error::other(reason))?,
+            None => {
+                own.namespaces = true;
+                ids = enter_user_namespace(plan, &mut walls)?;
+                own.mounts = match left_out.root() {
+                    Some(reason) => walls.missing("private root", io::Error::other(reason)).map(|()| false)?,
+                    None => walls.namespace("mount namespace", UnshareFlags::NEWNS)?,
+                };
+                let without = match left_out.processes() {
+                    Some(reason) => Some(reason),
+                    None if own.mounts => None,
+                    None => Some("needs a mount namespace, for a `/proc` of its own".to_owned()),
+                };
+                own.processes = match without {
+                    Some(reason) => walls.missing("PID namespace", io::Error::other(reason)).map(|()| false)?,
+                    None => walls.namespace("PID namespace", UnshareFlags::NEWPID)?,
+                };
+            }
         }
     }
     match sys::fork().part("launcher")? {
         Forked::Child => {
             drop((ready, errors));
-            let Err(failure) = become_sandboxd(&plan, &mut walls, ids, &own, &log, ready_child, &errors_child);
-            let failed = Launched::Failed { part: failure.part, reason: failure.source.to_string() };
-            let mut errors = File::from(errors_child);
-            let _ = errors.write_all(serde_json::to_string(&failed).unwrap_or_default().as_bytes());
+            let Err(failure) = become_sandboxd(plan, &mut walls, ids, &own, &log, ready_child, &errors_child);
+            let text = serde_json::to_string(&told(Err(failure))).unwrap_or_default();
+            let _ = File::from(errors_child).write_all(text.as_bytes());
             std::process::exit(1);
         }
         Forked::Parent(init) => {

@@ -26,7 +26,7 @@ impl<T, E: Into<io::Error>> Part<T> for Result<T, E> {
 }
 
 /// The walls so far, and whether one may be missing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Walls {
     pub(super) isolation: Isolation,
     pub(super) report: Vec<Wall>,
@@ -44,6 +44,16 @@ impl Walls {
         }
         self.report.push(Wall { part: part.to_owned(), missing: Some(source.to_string()), note: None });
         Ok(())
+    }
+
+    /// Notes that a part that stood cannot stay.
+    pub(super) fn falls(&mut self, part: &str, source: io::Error) -> Result<(), Failure> {
+        self.report.retain(|wall| wall.part != part);
+        self.missing(part, source)
+    }
+
+    pub(super) fn tells_of(&self, part: &str) -> bool {
+        self.report.iter().any(|wall| wall.part == part)
     }
 
     /// Enters a new namespace; tells whether there is one.
@@ -71,6 +81,38 @@ pub(super) struct Own {
     pub(super) cgroup: bool,
     /// Where the kernel counts what it kills there for want of memory.
     pub(super) memory_events: Option<PathBuf>,
+    /// Whether namespaces are worth a try.
+    pub(super) namespaces: bool,
     pub(super) mounts: bool,
     pub(super) processes: bool,
+}
+
+/// What is not tried any more, since building it has failed; each step leaves out more than the one before.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    /// Why, first of the PID namespace, then of the root too, then of all namespaces.
+    reasons: Vec<String>,
+}
+
+impl LeftOut {
+    const STEPS: usize = 3;
+
+    pub(super) fn processes(&self) -> Option<String> {
+        self.reasons.first().cloned()
+    }
+
+    pub(super) fn root(&self) -> Option<String> {
+        self.reasons.get(1).cloned()
+    }
+
+    pub(super) fn namespaces(&self) -> Option<String> {
+        self.reasons.get(2).cloned()
+    }
+
+    /// Whether there is something left to leave out.
+    pub(super) fn leave_out_more(&mut self, part: &str, reason: &str) -> bool {
+        let more = self.reasons.len() < Self::STEPS;
+        self.reasons.push(format!("{part}: {reason}"));
+        more
+    }
 }
