@@ -47,6 +47,8 @@ pub struct SandboxSpec {
     pub working_dir: String,
     pub environment: Environment,
     pub mounts: Vec<MountSpec>,
+    /// What of the mounts may be written although the host runs it: paths in the sandbox or relative to a mount, or `all`.
+    pub unprotect: Vec<String>,
     pub isolation: Isolation,
     pub network: NetworkMode,
     pub limits: Limits,
@@ -69,6 +71,7 @@ impl Default for SandboxSpec {
             working_dir: "/workspace".to_owned(),
             environment: Environment::new(),
             mounts: Vec::new(),
+            unprotect: Vec::new(),
             isolation: Isolation::default(),
             network: NetworkMode::default(),
             limits: Limits::default(),

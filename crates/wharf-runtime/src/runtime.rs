@@ -114,6 +114,14 @@ impl Sandbox {
         }
     }
 
+    /// What its maker should know of its mounts; only a local sandbox tells.
+    pub fn notes(&self) -> &[String] {
+        match &self.place {
+            Place::Local(record) => &record.notes,
+            Place::Kubernetes(_) => &[],
+        }
+    }
+
     /// Where its files are, in few words.
     pub fn workspace(&self) -> String {
         match &self.place {
@@ -137,6 +145,8 @@ impl Sandbox {
             workspace: Option<&'a PathBuf>,
             walls: &'a [Wall],
             bounds: Bounds,
+            protected: &'a [String],
+            notes: &'a [String],
             spec: &'a SandboxSpec,
         }
         let mut all = serde_json::json!({ "name": self.id });
@@ -154,6 +164,8 @@ impl Sandbox {
                 workspace: record.workspace.as_ref(),
                 walls: &record.walls,
                 bounds: record.bounds,
+                protected: &record.protected,
+                notes: &record.notes,
                 spec: &record.spec,
             })),
             Place::Kubernetes(found) => add(found.described()),

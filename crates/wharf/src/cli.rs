@@ -172,6 +172,9 @@ pub(crate) struct Shape {
     /// `SOURCE[:TARGET[:ro]]` shows a directory of this machine; TARGET is the working directory if it is left out.
     #[arg(long, value_name = "MOUNT")]
     pub(crate) mount: Vec<String>,
+    /// Let the sandbox write what the host would run from a mount (`inspect` names it): a path, or `all`.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unprotect: Vec<String>,
     /// The container image, for a sandbox in a cluster [default: the settings'].
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<String>,

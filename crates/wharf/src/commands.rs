@@ -134,6 +134,7 @@ fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
         working_dir: shape.workdir.clone(),
         environment: environment(&shape.env)?,
         mounts: shape.mounts().map_err(anyhow::Error::msg)?,
+        unprotect: shape.unprotect.clone(),
         isolation: shape.isolation.into(),
         network: shape.network.into(),
         memory_bytes: shape.memory,
@@ -164,6 +165,9 @@ fn made_up_name(prefix: &str) -> SandboxName {
 }
 
 fn warn_of_missing_walls(sandbox: &Sandbox) {
+    for note in sandbox.notes() {
+        anstream::eprintln!("warning: {note}");
+    }
     for wall in sandbox.walls() {
         if let Some(reason) = &wall.missing {
             anstream::eprintln!("warning: no {}: {reason}", wall.part);

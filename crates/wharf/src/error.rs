@@ -87,6 +87,7 @@ fn local_hint(error: &LocalError) -> Option<String> {
             Some("`--isolation best-effort` goes on without this wall and says what is missing".to_owned())
         }
         LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
+        LocalError::Protect { .. } => Some("`--unprotect PATH` lets the sandbox write it".to_owned()),
         LocalError::Start { .. }
         | LocalError::Busy(_)
         | LocalError::Spec { .. }

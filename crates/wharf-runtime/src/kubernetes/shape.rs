@@ -27,6 +27,9 @@ pub(super) fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings
         let reason = "a directory of this machine cannot be shown in a cluster; copy it with `wharf cp`";
         refuse("mounts", &mount.source, reason);
     }
+    if let Some(path) = spec.unprotect.first() {
+        refuse("unprotect", path, "a sandbox in a cluster has no mounts of this machine");
+    }
     if spec.isolation != Isolation::Full {
         refuse("isolation", &format!("{:?}", spec.isolation), "a pod has its cluster's walls");
     }

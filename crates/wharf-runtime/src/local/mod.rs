@@ -17,6 +17,7 @@ mod cgroup;
 mod confine;
 mod launch;
 mod plan;
+mod protection;
 mod sys;
 
 use std::{
@@ -39,15 +40,20 @@ use wharf_protocol::{BindRequest, Isolation, Limits, SandboxName, SandboxSpec, S
 
 use crate::{Collected, Lifetime, Status, random_hex};
 
-use self::plan::{Launched, Plan};
 pub use self::{
     launch::launch_main,
     plan::{Bounds, Wall},
+};
+use self::{
+    plan::{Launched, Plan},
+    protection::{Mounts, PROTECTED_PATHS, Placeholder, plan_mounts, remove_placeholders, set_placeholders},
 };
 
 /// The hidden first argument with which the program itself is started as the launcher.
 pub const LAUNCH_ARGUMENT: &str = "__launch";
 
+/// The file beside a record that names what stands on the host while the sandbox runs.
+const PLACEHOLDERS: &str = "placeholders.json";
 const DEFAULT_PROCESSES: u32 = 4096;
 const DEFAULT_DISK_BYTES: u64 = 10 << 30;
 /// How long a stopped sandbox has to end by itself.
@@ -86,6 +92,8 @@ pub enum LocalError {
     Start { part: String, reason: String },
     #[error("could not {action} `{path}`", path = path.display())]
     State { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("could not keep what the host runs from being made in a mount")]
+    Protect { source: io::Error },
     #[error("could not start the launcher `{path}`", path = path.display())]
     Launcher { path: PathBuf, source: io::Error },
     #[error("sandboxd of `{name}` did not take its identity: {reason}")]
@@ -112,6 +120,12 @@ pub struct Record {
     /// The parts of the isolation.
     pub walls: Vec<Wall>,
     pub bounds: Bounds,
+    /// What of its writable mounts cannot be written, because the host would run it.
+    #[serde(default)]
+    pub protected: Vec<String>,
+    /// What the user should know of the mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     #[serde(skip)]
     directory: PathBuf,
 }
@@ -272,6 +286,8 @@ impl LocalRuntime {
             workspace,
             walls: Vec::new(),
             bounds: bounds_of(spec),
+            protected: Vec::new(),
+            notes: Vec::new(),
             directory: directory.to_owned(),
         };
         self.launch(&mut record, key).await?;
@@ -293,6 +309,14 @@ impl LocalRuntime {
         let bind_secret = Secret::new(random_hex(32));
         let spec = &record.spec;
         let working_dir_outside = working_dir_outside(record);
+        let mounts = if spec.isolation == Isolation::None {
+            Mounts::default()
+        } else {
+            plan_mounts(&spec.mounts, &spec.unprotect, &protection::homes())
+        };
+        self.hold_placeholders(&record.name, &mounts.placeholders)?;
+        (record.protected, record.notes) = (mounts.protected, mounts.notes);
+        let spec = &record.spec;
         let plan = Plan {
             name: record.name.to_string(),
             sandboxd: self.settings.sandboxd.clone(),
@@ -302,7 +326,7 @@ impl LocalRuntime {
             workspace: record.workspace.clone(),
             working_dir: PathBuf::from(&spec.working_dir),
             working_dir_outside: working_dir_outside.clone(),
-            mounts: spec.mounts.clone(),
+            mounts: mounts.planned,
             isolation: spec.isolation,
             network: spec.network,
             bounds: record.bounds,
@@ -318,6 +342,9 @@ impl LocalRuntime {
         let (pid, private_root) = match launched {
             Launched::Started { pid, report, private_root } => {
                 record.walls = report;
+                if record.walls.iter().any(|wall| wall.part == PROTECTED_PATHS) {
+                    record.protected.clear();
+                }
                 (pid, private_root)
             }
             Launched::Failed { part, reason } => {
@@ -452,6 +479,7 @@ impl LocalRuntime {
 
     /// Removes what programs that were killed left half made.
     pub fn collect_garbage(&self) -> Collected<LocalError> {
+        self.release_placeholders_of_ended();
         let is_garbage = |name: &SandboxName| match self.find(name) {
             Some(record) => record.owner.is_some_and(|owner| !is_running(owner)),
             // A record that cannot be read may be another version's.
@@ -471,6 +499,7 @@ impl LocalRuntime {
             self.end(&record);
         }
         self.kill_group(name);
+        self.release_placeholders(name);
         let remove = |path: &Path| match fs::remove_dir_all(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(state("remove", path, source)),
             _ => Ok(()),
@@ -488,6 +517,60 @@ impl LocalRuntime {
             end_process(init.pid);
         }
         self.kill_group(&record.name);
+        self.release_placeholders(&record.name);
+    }
+
+    /// Puts placeholders on the host, on record before they are there.
+    fn hold_placeholders(&self, name: &SandboxName, placeholders: &[Placeholder]) -> Result<(), LocalError> {
+        if placeholders.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.lock_placeholders()?;
+        let path = self.directory(name).join(PLACEHOLDERS);
+        let text = serde_json::to_string(placeholders).unwrap_or_default();
+        write_private(&path, &text).map_err(|source| state("write", &path, source))?;
+        set_placeholders(placeholders).map_err(|source| LocalError::Protect { source })
+    }
+
+    /// Takes a sandbox's placeholders from the host, but those that another sandbox holds too.
+    fn release_placeholders(&self, name: &SandboxName) {
+        let own = self.placeholders(name);
+        if own.is_empty() {
+            return;
+        }
+        let Ok(_lock) = self.lock_placeholders() else { return };
+        let others: Vec<Placeholder> =
+            self.names().iter().filter(|other| *other != name).flat_map(|other| self.placeholders(other)).collect();
+        remove_placeholders(own.iter().rev().filter(|placeholder| !others.contains(placeholder)));
+        let _ = fs::remove_file(self.directory(name).join(PLACEHOLDERS));
+    }
+
+    /// Takes the placeholders away of sandboxes that ended by themselves.
+    fn release_placeholders_of_ended(&self) {
+        let holders = self.names().into_iter().filter(|name| self.directory(name).join(PLACEHOLDERS).exists());
+        for name in holders {
+            // Whoever has the lock is starting it, or ending it.
+            let Ok(_lock) = self.lock(&name) else { continue };
+            if self.find(&name).is_some_and(|record| record.status() != Status::Ready) {
+                self.release_placeholders(&name);
+            }
+        }
+    }
+
+    fn placeholders(&self, name: &SandboxName) -> Vec<Placeholder> {
+        let text = fs::read(self.directory(name).join(PLACEHOLDERS)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// One program at a time sets and removes placeholders.
+    fn lock_placeholders(&self) -> Result<File, LocalError> {
+        let path = self.settings.state_dir.join("placeholders.lock");
+        let lock = || {
+            let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(|source| state("lock", &path, source))
     }
 
     fn kill_group(&self, name: &SandboxName) {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{Isolation, MountSpec, NetworkMode, Secret};
+use wharf_protocol::{Isolation, NetworkMode, Secret};
+
+use super::protection::PlannedMount;
 
 /// The whole of one launch.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,7 +23,7 @@ pub(super) struct Plan {
     pub(super) working_dir: PathBuf,
     /// The same directory on the host, where work begins without such a root.
     pub(super) working_dir_outside: PathBuf,
-    pub(super) mounts: Vec<MountSpec>,
+    pub(super) mounts: Vec<PlannedMount>,
     pub(super) isolation: Isolation,
     pub(super) network: NetworkMode,
     pub(super) bounds: Bounds,

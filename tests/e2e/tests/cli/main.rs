@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 mod basics;
 mod escapes;
+mod mounts;
 mod walls;
 
 /// Somebody without any privilege, whom the machine need not know.

@@ -38,7 +38,7 @@ pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids
         match user_namespace(&format!("0 {first} {IDS}")) {
             Ok(namespace) => {
                 let owners = plan.mounts.iter().map(|mount| {
-                    let metadata = fs::metadata(&mount.source)?;
+                    let metadata = fs::metadata(&mount.spec.source)?;
                     user_namespace_for(metadata.uid(), metadata.gid(), first)
                 });
                 let owners = owners.collect::<io::Result<_>>().part("mounts")?;

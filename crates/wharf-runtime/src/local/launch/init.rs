@@ -26,6 +26,7 @@ use super::{
 use crate::local::{
     confine,
     plan::{Launched, Plan},
+    protection::{PROTECTED_PATHS, PlannedMount},
     sys,
 };
 
@@ -158,8 +159,12 @@ fn become_root_of(namespace: &OwnedFd) -> io::Result<()> {
 
 /// Names the mounts that are nowhere without a private root. Work begins in what is mounted at the working directory.
 fn miss_mounts(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
-    for mount in plan.mounts.iter().filter(|mount| Path::new(&mount.target) != plan.working_dir) {
-        walls.missing(&format!("mount at {}", mount.target), io::Error::other("needs a private root"))?;
+    let is_work = |mount: &&PlannedMount| Path::new(&mount.spec.target) == plan.working_dir;
+    if plan.mounts.iter().filter(is_work).any(|mount| !mount.covers.is_empty()) {
+        walls.missing(PROTECTED_PATHS, io::Error::other("need a private root"))?;
+    }
+    for mount in plan.mounts.iter().filter(|mount| !is_work(mount)) {
+        walls.missing(&format!("mount at {}", mount.spec.target), io::Error::other("needs a private root"))?;
     }
     Ok(())
 }
@@ -170,12 +175,14 @@ fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
     if !private_root {
         let shared = ["/tmp", "/var/tmp", "/dev", "/proc"].map(PathBuf::from);
         let socket = plan.socket.parent().map(Path::to_owned);
-        let read_only = plan.mounts.iter().any(|mount| Path::new(&mount.target) == plan.working_dir && mount.read_only);
+        let read_only =
+            plan.mounts.iter().any(|mount| Path::new(&mount.spec.target) == plan.working_dir && mount.spec.read_only);
         let workspace = (!read_only).then(|| plan.working_dir_outside.clone());
         return shared.into_iter().chain(socket).chain(workspace).collect();
     }
     let private = ["/tmp", "/var", "/home", "/root", "/run", "/dev", "/proc", "/.wharf/run"].map(PathBuf::from);
-    let targets = plan.mounts.iter().filter(|mount| !mount.read_only).map(|mount| PathBuf::from(&mount.target));
+    let targets =
+        plan.mounts.iter().filter(|mount| !mount.spec.read_only).map(|mount| PathBuf::from(&mount.spec.target));
     let workspace = plan.workspace.is_some().then(|| plan.working_dir.clone());
     private.into_iter().chain(workspace).chain(targets).collect()
 }

@@ -14,7 +14,7 @@ use super::{
     below::{Below, bind_at},
     dev::build_dev,
     ids::Ids,
-    mounts::show_mount,
+    mounts::{Owner, show_mount},
     proc::build_proc,
     walls::{Failure, Own, Part},
 };
@@ -55,7 +55,9 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<(), Failur
         bind_at(workspace, target, false).part("workspace")?;
     }
     for (at, mount) in plan.mounts.iter().enumerate() {
-        show_mount(mount, &below, ids.owners.get(at)).part(format!("mount of {}", mount.source))?;
+        let owner = Owner { uid: ids.root, gid: ids.root };
+        show_mount(mount, &below, ids.owners.get(at), owner, &plan.directory)
+            .part(format!("mount of {}", mount.spec.source))?;
     }
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;

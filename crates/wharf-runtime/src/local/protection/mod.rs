@@ -1,0 +1,470 @@
+//! What of a writable mount must not be written from inside, because the host would run it: which paths that are.
+//!
+//! A path is covered by a mount of its own: read-only where it must not change, and merely *pinned* where something below
+//! must not change, since a mount point cannot be renamed or removed from where it is one. What is not there cannot be
+//! covered: a *placeholder* is put there for as long as the sandbox runs.
+//!
+//! A directory made later inside, below the mount's own, may hold another repository or editor's settings. No mount can
+//! forbid that; `inspect` and the documentation say it.
+
+mod placeholders;
+mod table;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use wharf_protocol::MountSpec;
+
+pub(super) use self::placeholders::{remove_placeholders, set_placeholders};
+use self::table::{Absent, PROTECTED, Place};
+
+/// The part of the isolation that is missing where nothing can be covered.
+pub(super) const PROTECTED_PATHS: &str = "protected paths";
+/// How many directories of a mount are looked into, those nearest to its top first.
+const DIRECTORIES: usize = 4096;
+/// The longest config of a repository that is read.
+const CONFIG_BYTES: u64 = 1 << 20;
+
+/// One mount as the launcher makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PlannedMount {
+    pub(super) spec: MountSpec,
+    /// What covers paths below it, an outer one before those within.
+    pub(super) covers: Vec<Cover>,
+}
+
+/// A path below a mount that has a mount of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cover {
+    /// Relative to the mount; no part of it is a link, but perhaps the last.
+    pub(super) path: PathBuf,
+    pub(super) with: With,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum With {
+    /// Itself, writable: it stays where it is.
+    Itself,
+    /// Itself, read-only.
+    ReadOnly,
+    /// A file with another text, read-only: what names a place of the host names that of the sandbox.
+    Text(String),
+}
+
+/// What is to be put on the host while the sandbox runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Placeholder {
+    /// The mount's source.
+    pub(super) source: PathBuf,
+    /// Relative to it.
+    pub(super) path: PathBuf,
+    /// A file with this text, or an empty directory.
+    pub(super) text: Option<String>,
+}
+
+/// All that is decided about the mounts of a sandbox before it starts.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Mounts {
+    pub(super) planned: Vec<PlannedMount>,
+    pub(super) placeholders: Vec<Placeholder>,
+    /// What cannot be written, as it is called inside.
+    pub(super) protected: Vec<String>,
+    /// What the user should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// Decides what covers the paths of `mounts`. `unprotected` are paths as they are called inside, or relative to a mount;
+/// `homes` are the home directories of this machine. Reads the host, changes nothing.
+pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &[PathBuf]) -> Mounts {
+    let mut plan = Mounts::default();
+    let mut all: VecDeque<MountSpec> = mounts.iter().cloned().collect();
+    let mut shown = mounts.to_vec();
+    while let Some(mount) = all.pop_front() {
+        let mut found =
+            Survey { mount: &mount, source: Path::new(&mount.source), shown: &shown, homes, found: Found::default() }
+                .take();
+        for directory in found.git_directories_outside {
+            let is_shown = shown.iter().any(|other| place_in(other, &directory).as_ref() == Some(&directory));
+            let directory = directory.display().to_string();
+            if !is_shown {
+                let spec = MountSpec { source: directory.clone(), target: directory, read_only: mount.read_only };
+                shown.push(spec.clone());
+                all.push_back(spec);
+            }
+        }
+        plan.notes.append(&mut found.notes);
+        let is_unprotected = |path: &Path| {
+            unprotected.iter().any(|given| {
+                let given = given.trim_end_matches('/');
+                given == "all" || path.starts_with(given) || Path::new(&mount.target).join(path).starts_with(given)
+            })
+        };
+        let mut covers = found.covers;
+        covers.retain(|path, with| matches!(with, With::Text(_)) || !mount.read_only && !is_unprotected(path));
+        let is_read_only = |with: &With| !matches!(with, With::Itself);
+        for (path, _) in covers.iter().filter(|(_, with)| is_read_only(with)) {
+            plan.protected.push(Path::new(&mount.target).join(path).display().to_string());
+        }
+        plan.placeholders
+            .extend(found.placeholders.into_iter().filter(|placeholder| covers.contains_key(&placeholder.path)));
+        let covers = covers.into_iter().map(|(path, with)| Cover { path, with }).collect();
+        plan.planned.push(PlannedMount { spec: mount, covers });
+    }
+    plan
+}
+
+/// A path of the host as it is called inside, if it is below this mount.
+fn place_in(mount: &MountSpec, path: &Path) -> Option<PathBuf> {
+    let relative = path.strip_prefix(&mount.source).ok()?;
+    // Joined to nothing, a path gets a slash at its end.
+    Some(if relative.as_os_str().is_empty() {
+        PathBuf::from(&mount.target)
+    } else {
+        Path::new(&mount.target).join(relative)
+    })
+}
+
+/// The home directories of this machine's users.
+pub(super) fn homes() -> Vec<PathBuf> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = passwd.lines().filter_map(|line| line.split(':').nth(5));
+    let homes = fields.map(PathBuf::from).chain(std::env::var_os("HOME").map(PathBuf::from));
+    // What many system users have is nobody's home.
+    let is_home = |home: &PathBuf| home.is_absolute() && home.components().count() > 1;
+    homes.filter(is_home).filter_map(|home| fs::canonicalize(home).ok()).filter(|home| home != Path::new("/")).collect()
+}
+
+/// One look through one mount.
+struct Survey<'a> {
+    mount: &'a MountSpec,
+    source: &'a Path,
+    shown: &'a [MountSpec],
+    homes: &'a [PathBuf],
+    found: Found,
+}
+
+#[derive(Default)]
+struct Found {
+    /// Sorted by path, so that an outer one comes before those within.
+    covers: BTreeMap<PathBuf, With>,
+    placeholders: Vec<Placeholder>,
+    /// Git directories that belong to what is in this mount and are not in it.
+    git_directories_outside: Vec<PathBuf>,
+    notes: Vec<String>,
+}
+
+impl Survey<'_> {
+    fn take(mut self) -> Found {
+        if self.source.is_dir() {
+            self.walk();
+        }
+        self.found
+    }
+
+    fn walk(&mut self) {
+        let mut left = DIRECTORIES;
+        let mut queue = VecDeque::from([PathBuf::new()]);
+        while let Some(directory) = queue.pop_front() {
+            self.look_at(&directory);
+            let Ok(entries) = fs::read_dir(self.source.join(&directory)) else { continue };
+            for entry in entries.flatten() {
+                let path = directory.join(entry.file_name());
+                let is_within =
+                    entry.file_type().is_ok_and(|kind| kind.is_dir()) && !self.found.covers.contains_key(&path);
+                if !is_within {
+                    continue;
+                }
+                if left == 0 {
+                    self.found.notes.push(format!(
+                        "`{}` has more than {DIRECTORIES} directories: repositories and settings deep below it are not \
+                         looked for",
+                        self.mount.source
+                    ));
+                    return;
+                }
+                left -= 1;
+                queue.push_back(path);
+            }
+        }
+    }
+
+    /// Notes what of one directory is to be covered.
+    fn look_at(&mut self, directory: &Path) {
+        let is_top = directory.as_os_str().is_empty();
+        let is_home = |path: &Path| self.homes.iter().any(|home| home == path);
+        let is_home = is_home(&self.source.join(directory));
+        let is_git_directory = self.is_git_directory(directory);
+        if is_git_directory {
+            self.look_at_git_directory(directory);
+        } else {
+            self.look_for_a_repository(directory);
+        }
+        let is_repository = is_git_directory || self.found.covers.contains_key(&directory.join(".git"));
+        for entry in PROTECTED {
+            let may_be_made = match entry.place {
+                Place::Project => is_top && !is_git_directory,
+                Place::Home => is_home,
+                Place::NoRepository if is_top && !is_repository => true,
+                Place::NoRepository | Place::GitDirectory | Place::LinkedWorktree => continue,
+            };
+            self.cover(&directory.join(entry.name), if may_be_made { entry.absent } else { Absent::Nothing });
+        }
+    }
+
+    fn look_for_a_repository(&mut self, directory: &Path) {
+        let path = directory.join(".git");
+        let Ok(metadata) = fs::symlink_metadata(self.source.join(&path)) else { return };
+        if metadata.is_dir() {
+            if self.is_git_directory(&path) {
+                self.found.covers.insert(path.clone(), With::Itself);
+                self.look_at_git_directory(&path);
+            }
+        } else if metadata.is_symlink() {
+            self.cover(&path, Absent::Nothing);
+            if let Some(target) = self.within(&self.source.join(&path))
+                && self.is_git_directory(&target)
+            {
+                self.pin(&target);
+                self.look_at_git_directory(&target);
+            }
+        } else {
+            self.found.covers.insert(path.clone(), With::ReadOnly);
+            self.look_at_git_file(directory, &path);
+        }
+    }
+
+    /// The file `.git` of a linked worktree or of a submodule.
+    fn look_at_git_file(&mut self, worktree: &Path, path: &Path) {
+        let Some(text) = self.read(path) else { return };
+        let Some(named) = table::git_directory_named_in(&text) else { return };
+        let worktree = self.source.join(worktree);
+        // A path with a slash at its end is not what the other side names.
+        let worktree = fs::canonicalize(&worktree).unwrap_or(worktree);
+        let Ok(git_directory) = fs::canonicalize(worktree.join(named)) else {
+            self.found.notes.push(format!(
+                "git does not work in `{}`: the directory `{}` that its `.git` names does not exist",
+                worktree.display(),
+                named.display()
+            ));
+            return;
+        };
+        // Otherwise a file that was written inside would show any directory of the host next time.
+        let Some(home) = home_of(&git_directory, &worktree) else {
+            self.found.notes.push(format!(
+                "git does not work in `{0}`: `{1}`, which its `.git` names, does not name `{0}` in turn; if it belongs \
+                 together, `--mount {1}:{1}`",
+                worktree.display(),
+                git_directory.display()
+            ));
+            return;
+        };
+        let inside = if git_directory.starts_with(self.source) {
+            place_in(self.mount, &git_directory).unwrap_or(git_directory)
+        } else {
+            self.found.git_directories_outside.push(home);
+            git_directory
+        };
+        let place = Path::new(&self.mount.target).join(path.parent().unwrap_or(path));
+        if plain(&place.join(named)) != inside {
+            // What is relative, or begins with the host's name of the mount, leads elsewhere in the sandbox.
+            self.found.covers.insert(path.to_owned(), With::Text(format!("gitdir: {}\n", inside.display())));
+        }
+    }
+
+    fn look_at_git_directory(&mut self, directory: &Path) {
+        for entry in PROTECTED.iter().filter(|entry| entry.place == Place::GitDirectory) {
+            self.cover(&directory.join(entry.name), entry.absent);
+        }
+        let config = directory.join("config");
+        let config_text = self.read(&config).unwrap_or_default();
+        self.cover_named_in(directory, &config_text);
+        if let Some(worktree) = self.submodule_inside(directory, &config_text) {
+            let text = format!("{config_text}\n[core]\n\tworktree = \"{}\"\n", worktree.display());
+            self.found.covers.insert(config, With::Text(text));
+        }
+        for worktree in self.directories(&directory.join("worktrees")) {
+            self.pin(&worktree);
+            for entry in PROTECTED.iter().filter(|entry| entry.place == Place::LinkedWorktree) {
+                self.cover(&worktree.join(entry.name), entry.absent);
+            }
+            let path = worktree.join("gitdir");
+            let Some(text) = self.read(&path) else { continue };
+            // A worktree that the sandbox does not see is not one that is gone: `git worktree prune` looks for a file.
+            let inside = fs::canonicalize(text.trim())
+                .ok()
+                .and_then(|file| self.inside(&file))
+                .unwrap_or_else(|| Path::new(&self.mount.target).join(&path));
+            self.found.covers.insert(path, With::Text(format!("{}\n", inside.display())));
+        }
+        let mut modules = self.directories(&directory.join("modules"));
+        let mut left = DIRECTORIES;
+        while let Some(module) = modules.pop() {
+            self.pin(&module);
+            if self.is_git_directory(&module) {
+                self.look_at_git_directory(&module);
+            } else if left > 0 {
+                // The name of a submodule may have slashes.
+                left -= 1;
+                modules.extend(self.directories(&module));
+            }
+        }
+    }
+
+    /// Where the worktree of a submodule is inside, if that is not where its git directory says.
+    fn submodule_inside(&self, directory: &Path, config: &str) -> Option<PathBuf> {
+        let git_directory = self.source.join(directory);
+        let worktree = fs::canonicalize(git_directory.join(table::worktree_named_in(config)?)).ok()?;
+        let inside = self.inside(&worktree)?;
+        let named_inside =
+            plain(&Path::new(&self.mount.target).join(directory).join(table::worktree_named_in(config)?));
+        (inside != named_inside).then_some(inside)
+    }
+
+    /// What the config of a repository names that runs or is more config.
+    fn cover_named_in(&mut self, git_directory: &Path, config: &str) {
+        let git_directory = self.source.join(git_directory);
+        let worktree = git_directory.parent().unwrap_or(&git_directory);
+        for named in table::files_named_in(config) {
+            for base in [worktree, &git_directory] {
+                if let Some(path) = self.within(&base.join(named))
+                    && !path.as_os_str().is_empty()
+                    && !git_directory.starts_with(self.source.join(&path))
+                {
+                    self.found.covers.insert(path, With::ReadOnly);
+                }
+            }
+        }
+    }
+
+    /// Covers a path, read-only; a link and what it leads to.
+    fn cover(&mut self, path: &Path, absent: Absent) {
+        match fs::symlink_metadata(self.source.join(path)) {
+            Ok(metadata) => {
+                let is_placeholder = match absent {
+                    Absent::Directory => {
+                        metadata.is_dir()
+                            && fs::read_dir(self.source.join(path)).is_ok_and(|mut entries| entries.next().is_none())
+                    }
+                    Absent::File(text) => self.read(path).is_some_and(|found| found == text),
+                    Absent::Nothing => false,
+                };
+                if is_placeholder {
+                    // Another sandbox's, perhaps: whoever ends last takes it away.
+                    self.hold(path, absent);
+                }
+                self.found.covers.insert(path.to_owned(), With::ReadOnly);
+                if metadata.is_symlink()
+                    && let Some(target) = self.within(&self.source.join(path))
+                    && !target.as_os_str().is_empty()
+                {
+                    self.found.covers.entry(target).or_insert(With::ReadOnly);
+                }
+            }
+            // Where we can make nothing, nothing can be made inside.
+            Err(_) if absent != Absent::Nothing && self.is_writable(path.parent()) => {
+                self.hold(path, absent);
+                self.found.covers.insert(path.to_owned(), With::ReadOnly);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn is_writable(&self, directory: Option<&Path>) -> bool {
+        let directory = directory.map_or_else(|| self.source.to_owned(), |directory| self.source.join(directory));
+        rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
+    }
+
+    fn hold(&mut self, path: &Path, absent: Absent) {
+        let text = match absent {
+            Absent::Nothing => return,
+            Absent::Directory => None,
+            Absent::File(text) => Some(text.to_owned()),
+        };
+        self.found.placeholders.push(Placeholder { source: self.source.to_owned(), path: path.to_owned(), text });
+    }
+
+    /// Keeps a directory where it is, and those that it is in.
+    fn pin(&mut self, path: &Path) {
+        for part in path.ancestors().filter(|part| !part.as_os_str().is_empty()) {
+            self.found.covers.entry(part.to_owned()).or_insert(With::Itself);
+        }
+    }
+
+    fn is_git_directory(&self, path: &Path) -> bool {
+        let at = self.source.join(path);
+        let is = |name: &str, ask: fn(&fs::Metadata) -> bool| {
+            fs::symlink_metadata(at.join(name)).is_ok_and(|found| ask(&found))
+        };
+        is("HEAD", |found| !found.is_dir())
+            && is("objects", |found| !found.is_file())
+            && is("refs", |found| !found.is_file())
+    }
+
+    fn directories(&self, path: &Path) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.source.join(path)) else { return Vec::new() };
+        let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(|entry| path.join(entry.file_name())).collect()
+    }
+
+    /// A path of the host as it is called below this mount, if it is there, with all links followed.
+    fn within(&self, path: &Path) -> Option<PathBuf> {
+        let path = fs::canonicalize(path).ok()?;
+        path.strip_prefix(self.source).ok().map(Path::to_owned)
+    }
+
+    /// A path of the host as it is called in the sandbox.
+    fn inside(&self, path: &Path) -> Option<PathBuf> {
+        place_in(self.mount, path).or_else(|| self.shown.iter().find_map(|mount| place_in(mount, path)))
+    }
+
+    fn read(&self, path: &Path) -> Option<String> {
+        read_small(&self.source.join(path)).ok()
+    }
+}
+
+/// Reads a file that somebody hostile may have made: nothing but a plain one of a sound size, and no link.
+fn read_small(path: &Path) -> io::Result<String> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file: File = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(CONFIG_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The directory to show for a git directory that names `worktree` as `worktree` names it: the repository's for a linked
+/// worktree, a submodule's own.
+fn home_of(git_directory: &Path, worktree: &Path) -> Option<PathBuf> {
+    if let Ok(text) = read_small(&git_directory.join("gitdir")) {
+        let back = fs::canonicalize(git_directory.join(text.trim())).ok()?;
+        let all = git_directory.parent().filter(|parent| parent.ends_with("worktrees"))?;
+        return (back == worktree.join(".git")).then(|| all.parent().map(Path::to_owned)).flatten();
+    }
+    let config = read_small(&git_directory.join("config")).ok()?;
+    let back = fs::canonicalize(git_directory.join(table::worktree_named_in(&config)?)).ok()?;
+    (back == worktree).then(|| git_directory.to_owned())
+}
+
+/// A path without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => plain.push(part),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests;

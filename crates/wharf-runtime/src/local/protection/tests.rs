@@ -1,0 +1,245 @@
+use std::{os::unix::fs::symlink, process::Command};
+
+use super::{table::Entry, *};
+
+/// A directory of the host, mounted at `/workspace`.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        fs::canonicalize(self.0.path()).unwrap()
+    }
+
+    fn git(&self, directory: &str, arguments: &[&str]) {
+        let identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "protocol.file.allow=always"];
+        let output = Command::new("git")
+            .args(identity)
+            .args(arguments)
+            .current_dir(self.path().join(directory))
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .expect("install git");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn repository(&self, directory: &str) {
+        fs::create_dir_all(self.path().join(directory)).unwrap();
+        self.git(directory, &["init", "-q", "-b", "main"]);
+        self.git(directory, &["commit", "-q", "--allow-empty", "-m", "first"]);
+    }
+
+    fn mount(&self, directory: &str) -> MountSpec {
+        let source = self.path().join(directory);
+        MountSpec {
+            source: source.display().to_string().trim_end_matches('/').to_owned(),
+            target: "/workspace".into(),
+            read_only: false,
+        }
+    }
+
+    fn plan(&self, directory: &str, unprotected: &[&str]) -> Mounts {
+        let unprotected: Vec<String> = unprotected.iter().map(|path| (*path).to_owned()).collect();
+        plan_mounts(&[self.mount(directory)], &unprotected, &[])
+    }
+}
+
+fn with<'a>(plan: &'a Mounts, path: &str) -> Option<&'a With> {
+    plan.planned[0].covers.iter().find(|cover| cover.path == Path::new(path)).map(|cover| &cover.with)
+}
+
+fn in_place(place: Place) -> impl Iterator<Item = &'static Entry> {
+    PROTECTED.iter().filter(move |entry| entry.place == place)
+}
+
+#[test]
+fn a_repository_is_pinned_and_what_it_runs_is_read_only_there_or_not() {
+    let host = Host::new();
+    host.repository("");
+    fs::remove_dir_all(host.path().join(".git/hooks")).unwrap();
+    let plan = host.plan("", &[]);
+    assert_eq!(with(&plan, ".git"), Some(&With::Itself));
+    for entry in in_place(Place::GitDirectory) {
+        assert_eq!(with(&plan, &format!(".git/{}", entry.name)), Some(&With::ReadOnly), "{}", entry.name);
+    }
+    assert_eq!(with(&plan, "HEAD"), None);
+    assert!(plan.protected.contains(&"/workspace/.git/config".to_owned()), "{:?}", plan.protected);
+    assert!(!plan.protected.contains(&"/workspace/.git".to_owned()), "{:?}", plan.protected);
+    let held: Vec<&Path> = plan.placeholders.iter().map(|placeholder| placeholder.path.as_path()).collect();
+    assert!(held.contains(&Path::new(".git/hooks")) && held.contains(&Path::new(".vscode")), "{held:?}");
+    assert!(!held.contains(&Path::new(".git/config")), "{held:?}");
+}
+
+#[test]
+fn a_directory_that_is_no_repository_cannot_become_one() {
+    let host = Host::new();
+    let plan = host.plan("", &[]);
+    assert_eq!((with(&plan, ".git"), with(&plan, "HEAD")), (Some(&With::ReadOnly), Some(&With::ReadOnly)));
+}
+
+#[test]
+fn start_up_files_are_covered_where_they_are_or_would_run() {
+    let host = Host::new();
+    fs::create_dir_all(host.path().join("home/ann")).unwrap();
+    fs::create_dir(host.path().join("dotfiles")).unwrap();
+    fs::write(host.path().join("dotfiles/.bashrc"), "").unwrap();
+    let homes = [host.path().join("home/ann")];
+    let plan = plan_mounts(&[host.mount("")], &[], &homes);
+    for entry in in_place(Place::Home).filter(|entry| entry.absent != Absent::Nothing) {
+        let name = entry.name;
+        assert_eq!(with(&plan, &format!("home/ann/{name}")), Some(&With::ReadOnly), "{name}");
+        let there = (name == ".bashrc").then_some(&With::ReadOnly);
+        assert_eq!(with(&plan, &format!("dotfiles/{name}")), there, "{name}");
+    }
+}
+
+#[test]
+fn what_a_config_names_is_read_only_too_and_so_is_what_a_link_leads_to() {
+    let host = Host::new();
+    host.repository("");
+    let config =
+        "[core]\n\thooksPath = scripts\n\tfsmonitor = ./watch\n[include]\n\tpath = ../more\n[core]\n\tpager = .\n";
+    fs::write(host.path().join(".git/config"), config).unwrap();
+    fs::create_dir(host.path().join("scripts")).unwrap();
+    for name in ["watch", "more", "real"] {
+        fs::write(host.path().join(name), "").unwrap();
+    }
+    symlink("real", host.path().join(".envrc")).unwrap();
+    symlink("/etc/passwd", host.path().join(".mcp.json")).unwrap();
+    let plan = host.plan("", &[]);
+    for path in ["scripts", "watch", "more", ".envrc", "real", ".mcp.json"] {
+        assert_eq!(with(&plan, path), Some(&With::ReadOnly), "{path}");
+    }
+    assert_eq!(with(&plan, ""), None);
+}
+
+#[test]
+fn submodules_and_nested_repositories_are_found() {
+    let host = Host::new();
+    host.repository("sub");
+    host.repository("top");
+    host.repository("top/vendor/nested");
+    host.git("top", &["submodule", "--quiet", "add", "--name", "a/b", &host.mount("sub").source, "lib"]);
+    let plan = host.plan("top", &[]);
+    for path in [".git/modules", ".git/modules/a", ".git/modules/a/b", "vendor/nested/.git"] {
+        assert_eq!(with(&plan, path), Some(&With::Itself), "{path}");
+    }
+    for path in [".git/modules/a/b/config", ".git/modules/a/b/hooks", "vendor/nested/.git/config", "lib/.git"] {
+        assert_eq!(with(&plan, path), Some(&With::ReadOnly), "{path}");
+    }
+    assert_eq!(with(&plan, "vendor"), None, "directories of the worktree can be renamed");
+    assert_eq!(plan.notes, Vec::<String>::new());
+}
+
+#[test]
+fn a_linked_worktree_brings_its_repository_and_names_places_of_the_sandbox() {
+    let host = Host::new();
+    host.repository("main");
+    host.git("main", &["worktree", "add", "-q", "../linked"]);
+    host.git("main", &["worktree", "add", "-q", "../other"]);
+    let plan = host.plan("linked", &[]);
+    let repository = host.path().join("main/.git").display().to_string();
+    assert_eq!(plan.planned.len(), 2);
+    let MountSpec { source, target, read_only } = &plan.planned[1].spec;
+    assert_eq!((source, target, *read_only), (&repository, &repository, false));
+    assert_eq!(with(&plan, ".git"), Some(&With::ReadOnly), "it is right as it is");
+    let covers: BTreeMap<&Path, &With> =
+        plan.planned[1].covers.iter().map(|cover| (cover.path.as_path(), &cover.with)).collect();
+    assert_eq!(covers[Path::new("config")], &With::ReadOnly);
+    assert_eq!(covers[Path::new("worktrees/linked")], &With::Itself);
+    assert_eq!(covers[Path::new("worktrees/linked/gitdir")], &With::Text("/workspace/.git\n".into()));
+    let kept = format!("{repository}/worktrees/other/gitdir\n");
+    assert_eq!(covers[Path::new("worktrees/other/gitdir")], &With::Text(kept));
+}
+
+#[test]
+fn a_submodule_alone_brings_its_git_directory() {
+    let host = Host::new();
+    host.repository("sub");
+    host.repository("top");
+    host.git("top", &["submodule", "--quiet", "add", &host.mount("sub").source, "lib"]);
+    let plan = host.plan("top/lib", &[]);
+    let directory = host.path().join("top/.git/modules/lib");
+    assert_eq!(plan.planned[1].spec.source, directory.display().to_string());
+    assert_eq!(with(&plan, ".git"), Some(&With::Text(format!("gitdir: {}\n", directory.display()))));
+    let config = plan.planned[1].covers.iter().find(|cover| cover.path == Path::new("config")).unwrap();
+    let With::Text(text) = &config.with else { panic!("{config:?}") };
+    assert!(text.ends_with("[core]\n\tworktree = \"/workspace\"\n"), "{text}");
+}
+
+#[test]
+fn a_file_written_inside_shows_no_other_directory_of_the_host() {
+    let host = Host::new();
+    host.repository("main");
+    fs::create_dir(host.path().join("evil")).unwrap();
+    let wanted = host.path().join("main/.git");
+    for text in [format!("gitdir: {}\n", wanted.display()), "gitdir: /root\n".into(), "gitdir: /nonexistent\n".into()] {
+        fs::write(host.path().join("evil/.git"), text).unwrap();
+        let plan = host.plan("evil", &[]);
+        assert_eq!((plan.planned.len(), plan.notes.len()), (1, 1), "{:?}", plan.notes);
+        assert!(plan.notes[0].starts_with("git does not work in `"), "{:?}", plan.notes);
+    }
+}
+
+#[test]
+fn what_is_unprotected_has_no_cover_and_no_placeholder() {
+    let host = Host::new();
+    host.repository("");
+    let plan = host.plan("", &[".git/hooks", "/workspace/.vscode/"]);
+    assert_eq!((with(&plan, ".git/hooks"), with(&plan, ".vscode")), (None, None));
+    assert_eq!(with(&plan, ".git/config"), Some(&With::ReadOnly));
+    assert!(!plan.placeholders.iter().any(|placeholder| placeholder.path == Path::new(".vscode")));
+    let all = host.plan("", &["all"]);
+    assert_eq!((&all.planned[0].covers, &all.placeholders), (&vec![], &vec![]));
+    let mut read_only = host.mount("");
+    read_only.read_only = true;
+    let plan = plan_mounts(&[read_only], &[], &[]);
+    assert_eq!((&plan.planned[0].covers, &plan.placeholders), (&vec![], &vec![]));
+}
+
+#[test]
+fn hostile_files_do_not_hold_up_or_lead_out() {
+    let host = Host::new();
+    host.repository("");
+    fs::remove_file(host.path().join(".git/config")).unwrap();
+    let pipe = host.path().join(".git/config");
+    rustix::fs::mknodat(rustix::fs::CWD, pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    symlink("/", host.path().join("loop")).unwrap();
+    let plan = host.plan("", &[]);
+    assert_eq!(with(&plan, ".git/config"), Some(&With::ReadOnly));
+}
+
+#[test]
+fn placeholders_come_and_go_and_what_others_put_there_stays() {
+    let host = Host::new();
+    host.repository("");
+    let before = listing(&host.path());
+    let plan = host.plan("", &[]);
+    set_placeholders(&plan.placeholders).unwrap();
+    assert!(listing(&host.path()).len() > before.len());
+    // Git shows none of them, and works.
+    let status = Command::new("git").args(["status", "--porcelain"]).current_dir(host.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&status.stdout), "", "{}", String::from_utf8_lossy(&status.stderr));
+    assert!(status.status.success());
+    // A second sandbox holds the same, and making them again changes nothing.
+    assert_eq!(host.plan("", &[]).placeholders.len(), plan.placeholders.len());
+    set_placeholders(&plan.placeholders).unwrap();
+    fs::write(host.path().join(".vscode/tasks.json"), "mine").unwrap();
+    fs::write(host.path().join(".git/config.worktree"), "mine").unwrap();
+    remove_placeholders(plan.placeholders.iter().rev());
+    let mut after = before;
+    after.extend([".vscode", ".vscode/tasks.json", ".git/config.worktree"].map(PathBuf::from));
+    after.sort();
+    assert_eq!(listing(&host.path()), after);
+}
+
+fn listing(path: &Path) -> Vec<PathBuf> {
+    let output = Command::new("find").arg(".").current_dir(path).output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let mut found: Vec<PathBuf> = lines.lines().filter_map(|line| line.strip_prefix("./")).map(PathBuf::from).collect();
+    found.sort();
+    found
+}

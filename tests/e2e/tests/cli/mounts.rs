@@ -1,0 +1,442 @@
+//! What is mounted: what of it the host would run, whose its files are, and git in it.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use super::{ORDINARY, Wharf};
+
+/// Somebody who works on this machine, with a directory that is mounted.
+struct Owner {
+    wharf: Wharf,
+    uid: u32,
+    directory: tempfile::TempDir,
+}
+
+impl Owner {
+    fn root() -> Self {
+        Self::of(Wharf::new(), 0)
+    }
+
+    fn ordinary() -> Self {
+        Self::of(Wharf::as_ordinary_user(), ORDINARY)
+    }
+
+    fn both() -> [Self; 2] {
+        [Self::root(), Self::ordinary()]
+    }
+
+    fn of(wharf: Wharf, uid: u32) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(uid), Some(uid)).expect("run the tests as root");
+        let owner = Self { wharf, uid, directory };
+        owner.host("mkdir work home");
+        owner
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn work(&self) -> String {
+        self.path("work").display().to_string()
+    }
+
+    /// Runs a script on the host as the owner; gives what it printed.
+    #[track_caller]
+    fn host(&self, script: &str) -> String {
+        let output = self.host_output("", script);
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn host_output(&self, directory: &str, script: &str) -> Output {
+        let mut command = Command::new("setpriv");
+        let id = self.uid.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "bash", "-c", script]);
+        self.set_up(command.current_dir(self.path(directory))).output().unwrap()
+    }
+
+    fn set_up<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command
+            .env("HOME", self.path("home"))
+            .env("MARK", self.path("mark"))
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_AUTHOR_NAME", "n")
+            .env("GIT_AUTHOR_EMAIL", "e")
+            .env("GIT_COMMITTER_NAME", "n")
+            .env("GIT_COMMITTER_EMAIL", "e")
+    }
+
+    /// Runs a script in a throw-away sandbox with a mount, in it.
+    fn inside(&self, mount: &str, flags: &[&str], script: &str) -> Output {
+        let mount =
+            if Path::new(mount).is_absolute() { mount.to_owned() } else { self.path(mount).display().to_string() };
+        let identity = ["GIT_AUTHOR_NAME=n", "GIT_AUTHOR_EMAIL=e", "GIT_COMMITTER_NAME=n", "GIT_COMMITTER_EMAIL=e"];
+        let mark = format!("MARK={}", self.path("mark").display());
+        let mut arguments = vec!["run", "--mount", &mount, "-e", &mark];
+        for variable in &identity {
+            arguments.extend(["-e", variable]);
+        }
+        arguments.extend(flags);
+        arguments.extend(["--", "bash", "-c", script]);
+        let mut command = self.wharf.command(&arguments);
+        command.env("HOME", self.path("home")).output().unwrap()
+    }
+
+    #[track_caller]
+    fn works_inside(&self, mount: &str, flags: &[&str], script: &str) -> String {
+        let output = self.inside(mount, flags, script);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// Whether what the attempt does inside makes the host run something, at the owner's next command there.
+    fn runs_on_the_host(&self, attempt: &Attempt, flags: &[&str]) -> bool {
+        self.host("chmod -R u+w . && rm -rf work home mark && mkdir work home && git init -q -b main work");
+        self.host(&format!("cd work && git commit -q --allow-empty -m first && {}", attempt.before));
+        self.inside(attempt.mount, flags, attempt.inside);
+        self.host_output(attempt.at, attempt.then);
+        self.path("mark").exists()
+    }
+}
+
+/// Something that is written inside, and the command of the owner that makes it run.
+struct Attempt {
+    what: &'static str,
+    /// On the host, in the repository.
+    before: &'static str,
+    mount: &'static str,
+    inside: &'static str,
+    /// Where the owner gives the command.
+    at: &'static str,
+    then: &'static str,
+}
+
+const IN_THE_REPOSITORY: Attempt =
+    Attempt { what: "", before: "true", mount: "work", inside: "", at: "work", then: "git status" };
+const IN_THE_HOME: Attempt = Attempt { mount: "home", at: "home", then: "bash -i -c true", ..IN_THE_REPOSITORY };
+
+const ATTEMPTS: &[Attempt] = &[
+    Attempt { what: "config", inside: "git config core.fsmonitor \"touch $MARK; false\"", ..IN_THE_REPOSITORY },
+    Attempt {
+        what: "config in another .git",
+        inside: "mv .git old; cp -r old .git; git config core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "config by a hard link",
+        inside: "ln .git/config link && printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >>link",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "hooks",
+        inside: "printf '#!/bin/sh\\ntouch %s' $MARK >.git/hooks/post-checkout; chmod +x .git/hooks/post-checkout",
+        then: "git checkout -q -b next",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "hooks that are not there",
+        before: "rm -r .git/hooks",
+        inside: "mkdir .git/hooks; printf '#!/bin/sh\\ntouch %s' $MARK >.git/hooks/post-checkout; chmod +x \
+                 .git/hooks/post-checkout",
+        then: "git checkout -q -b next",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "commondir",
+        inside: "cp -r .git evil; printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >>evil/config; echo \
+                 ../evil >.git/commondir",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "config.worktree",
+        before: "git config extensions.worktreeConfig true",
+        inside: "printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >.git/config.worktree",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "the hooks that config names",
+        before: "mkdir tools; touch tools/post-checkout; git config core.hooksPath tools",
+        inside: "rm -f tools/post-checkout; mv tools t; mkdir -p tools; printf '#!/bin/sh\\ntouch %s' $MARK \
+                 >tools/post-checkout; chmod +x tools/post-checkout",
+        then: "git checkout -q -b next",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "the config that config includes",
+        before: "touch more; git config include.path ../more",
+        inside: "printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >more",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a nested repository's config",
+        before: "git init -q a/nested",
+        inside: "cd a/nested && git config core.fsmonitor \"touch $MARK; false\"",
+        at: "work/a/nested",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a submodule's config",
+        before: "git init -q ../lib && git -C ../lib commit -q --allow-empty -m first && git -c \
+                 protocol.file.allow=always submodule --quiet add $PWD/../lib lib",
+        inside: "cd lib && git config core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a submodule's git directory in the place of another",
+        before: "git init -q ../lib && git -C ../lib commit -q --allow-empty -m first && git -c \
+                 protocol.file.allow=always submodule --quiet add $PWD/../lib lib",
+        inside: "mv .git/modules old; cp -r old .git/modules; cd lib && git config core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "the file .git of a submodule",
+        before: "git init -q ../lib && git -C ../lib commit -q --allow-empty -m first && git -c \
+                 protocol.file.allow=always submodule --quiet add $PWD/../lib lib",
+        inside: "git init -q lib2; git -C lib2 config core.fsmonitor \"touch $MARK; false\"; rm -f lib/.git; mv lib2/.git \
+                 lib/.git",
+        at: "work/lib",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a linked worktree's commondir",
+        before: "git worktree add -q ../linked",
+        inside: "cp -r .git evil; printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >>evil/config; echo \
+                 ../../../evil >.git/worktrees/linked/commondir",
+        at: "linked",
+        then: "git status; cd ..; rm -rf linked",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a linked worktree's git directory in the place of another",
+        before: "git worktree add -q ../linked",
+        inside: "cp -r .git evil; printf '[core]\\nfsmonitor = \"touch %s; false\"\\n' $MARK >>evil/config; mv \
+                 .git/worktrees old; cp -r old .git/worktrees; echo ../../../evil >.git/worktrees/linked/commondir",
+        at: "linked",
+        then: "git status; cd ..; rm -rf linked",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a repository where there is none",
+        before: "rm -rf .git",
+        inside: "git init -q; git config core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a bare repository where there is none",
+        before: "rm -rf .git",
+        inside: "git init -q --bare .; git config core.bare false; git config core.worktree .; git config \
+                 core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a mounted git directory's config",
+        mount: "work/.git",
+        inside: "git config -f config core.fsmonitor \"touch $MARK; false\"",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt { what: ".bashrc", inside: "echo \"touch $MARK\" >.bashrc", ..IN_THE_HOME },
+    Attempt {
+        what: ".bashrc that is there",
+        before: "touch ../home/.bashrc",
+        inside: "echo \"touch $MARK\" >.bashrc",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".bashrc that is a link",
+        before: "touch ../home/real; ln -s real ../home/.bashrc",
+        inside: "echo \"touch $MARK\" >real; mv .bashrc old; echo \"touch $MARK\" >.bashrc",
+        ..IN_THE_HOME
+    },
+    Attempt { what: ".profile", inside: "echo \"touch $MARK\" >.profile", then: "sh -l -c true", ..IN_THE_HOME },
+    Attempt {
+        what: ".bash_profile",
+        inside: "echo \"touch $MARK\" >.bash_profile",
+        then: "bash -l -c true",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".bash_login",
+        inside: "echo \"touch $MARK\" >.bash_login",
+        then: "bash -l -c true",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".bash_logout",
+        inside: "echo \"touch $MARK\" >.bash_logout",
+        then: "bash -l -c exit",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".gitconfig",
+        inside: "git config -f .gitconfig core.fsmonitor \"touch $MARK; false\"",
+        then: "cd ../work; git status",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".config/git/config",
+        inside: "mkdir -p .config/git; git config -f .config/git/config core.fsmonitor \"touch $MARK; false\"",
+        then: "cd ../work; git status",
+        ..IN_THE_HOME
+    },
+    Attempt {
+        what: ".local/bin",
+        before: "mkdir -p ../home/.local/bin",
+        inside: "printf '#!/bin/sh\\ntouch %s' $MARK >.local/bin/ls; chmod +x .local/bin/ls",
+        then: "PATH=$HOME/.local/bin:$PATH; ls",
+        ..IN_THE_HOME
+    },
+];
+
+#[test]
+fn what_is_written_inside_runs_on_the_host_only_if_it_is_unprotected() {
+    for owner in Owner::both() {
+        for attempt in ATTEMPTS {
+            let what = attempt.what;
+            assert!(owner.runs_on_the_host(attempt, &["--unprotect", "all"]), "{what} does not run at all");
+            assert!(!owner.runs_on_the_host(attempt, &[]), "{what} runs as {}", owner.uid);
+        }
+    }
+}
+
+#[test]
+fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_is_left() {
+    let names = [
+        ".husky",
+        ".githooks",
+        ".pre-commit-config.yaml",
+        "lefthook.yml",
+        ".envrc",
+        ".mise.toml",
+        ".exrc",
+        ".vimrc",
+        ".nvim.lua",
+        ".dir-locals.el",
+        ".vscode",
+        ".devcontainer",
+        ".devcontainer.json",
+        ".idea",
+        ".zed",
+        ".cursor",
+        ".claude",
+        ".mcp.json",
+        ".codex",
+        ".gemini",
+        ".opencode",
+        "opencode.json",
+    ];
+    // These do nothing where they are not, until something else is written that is protected.
+    let harmless = [".githooks", ".pre-commit-config.yaml", "lefthook.yml", ".mise.toml"];
+    for owner in Owner::both() {
+        owner.host("git init -q work");
+        for name in names {
+            let script =
+                format!("rm -rf {name} 2>/dev/null; mv {name} old 2>/dev/null; echo evil >{name} || mkdir {name}/x");
+            if !harmless.contains(&name) {
+                let output = owner.inside("work", &[], &script);
+                assert!(!output.status.success(), "{name} can be made");
+                assert!(!owner.path("work").join(name).exists(), "{name} stays on the host");
+            }
+            owner.host(&format!("echo mine >work/{name}"));
+            assert!(!owner.inside("work", &[], &script).status.success(), "{name} can be written");
+            assert_eq!(owner.host(&format!("cat work/{name}")), "mine\n", "{name}");
+            owner.works_inside("work", &["--unprotect", name], &script);
+            assert_eq!(owner.host(&format!("cat work/{name}")), "evil\n", "{name}");
+            owner.host(&format!("rm work/{name}"));
+        }
+        assert_eq!(owner.host("cd work && find . -name .git -prune -o -print"), ".\n");
+    }
+}
+
+#[test]
+fn git_works_in_a_mounted_repository() {
+    for owner in Owner::both() {
+        owner.host(
+            "git init -q -b main work && cd work && git commit -q --allow-empty -m first && git clone -q . ../far",
+        );
+        owner.host("cd far && git checkout -q -b theirs && git commit -q --allow-empty -m theirs");
+        owner.host("cp -r far work/far && cd work && echo far >.git/info/exclude && git remote add far /workspace/far");
+        let script = "set -e; echo one >file; git add -A; git commit -q -m one; git checkout -q -b next; echo two >file
+            git commit -q -a -m two; git fetch -q far; git merge -q -m merge far/theirs; git tag t; git stash list
+            echo three >file; git stash -q; git stash pop -q; git gc -q; git worktree add -q /tmp/other -b other
+            git worktree remove /tmp/other; git branch -q renamed; git add -A; git commit -q -m three
+            git rebase -q main; echo four >file; git status --porcelain";
+        assert_eq!(owner.works_inside("work", &[], script), " M file\n");
+        let log = owner.host(
+            "cd work && git fsck --strict >/dev/null && git checkout -q -f main && git log --format=%s && git status --porcelain",
+        );
+        assert_eq!(log, "one\nfirst\n");
+        assert_eq!(owner.host("cd work && git show --format=%s -s renamed"), "merge\n");
+        let left = owner.host("cd work/.git && ls commondir config.worktree 2>/dev/null; true");
+        assert_eq!(left, "");
+    }
+}
+
+#[test]
+fn a_linked_worktree_and_a_submodule_work_alone() {
+    for owner in Owner::both() {
+        owner.host("git init -q -b main work && cd work && git commit -q --allow-empty -m first && git worktree add -q ../linked");
+        owner.host("git init -q -b main lib && git -C lib commit -q --allow-empty -m first");
+        owner.host("cd work && git -c protocol.file.allow=always submodule --quiet add $PWD/../lib lib && git commit -q -m lib");
+        let script = "set -e; echo a >file; git add -A; git commit -q -m inside; git worktree prune; git gc -q
+            mkdir -p deep; cd deep; echo b >b; git add b; git commit -q -m deep; git status --porcelain";
+        for place in ["linked", "work/lib"] {
+            assert_eq!(owner.works_inside(place, &[], script), "", "{place}");
+            let log = owner.host(&format!("cd {place} && git status --porcelain && git log --format=%s"));
+            assert_eq!(log, "deep\ninside\nfirst\n", "{place}");
+        }
+        assert_eq!(owner.host("cd work && git worktree list | wc -l"), "2\n");
+        assert_eq!(owner.host("cd work && git status --porcelain"), " M lib\n");
+        // The repository that is shown with it is protected as it is.
+        let script = "git config core.fsmonitor true; echo x >$(git rev-parse --git-common-dir)/hooks/post-checkout";
+        assert!(!owner.inside("linked", &[], script).status.success());
+        let script = "set -e; git -C lib status --porcelain; git status --porcelain; git commit -q -a -m moved";
+        assert_eq!(owner.works_inside("work", &[], script), " M lib\n");
+    }
+}
+
+#[test]
+fn a_worktree_whose_repository_does_not_name_it_says_what_to_mount() {
+    let owner = Owner::ordinary();
+    owner.host("git init -q main && echo \"gitdir: $PWD/main/.git\" >work/.git");
+    let output = owner.inside("work", &[], "git status");
+    let error = String::from_utf8_lossy(&output.stderr);
+    let wanted = format!("--mount {0}:{0}", owner.path("main/.git").display());
+    assert!(error.contains(&wanted), "{error}");
+}
+
+#[test]
+fn what_is_protected_is_named_by_inspect_and_two_sandboxes_share_a_mount() {
+    let owner = Owner::ordinary();
+    owner.host("git init -q work");
+    for name in ["a", "b"] {
+        owner.wharf.check(&["create", name, "--mount", &owner.work()], 0, &format!("{name}\n"));
+    }
+    let shown = owner.wharf.run(&["inspect", "a"]).stdout;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    let protected = shown["protected"].as_array().unwrap();
+    for path in ["/workspace/.git/config", "/workspace/.git/hooks", "/workspace/.vscode"] {
+        assert!(protected.iter().any(|named| named == path), "{protected:?}");
+    }
+    assert_eq!(owner.host("git -C work status --porcelain"), "");
+    owner.wharf.check(&["rm", "a"], 0, "a\n");
+    let try_it = ["exec", "b", "--", "sh", "-c", "mkdir -p .vscode && touch .vscode/tasks.json"];
+    assert!(!owner.wharf.run(&try_it).status.success());
+    owner.wharf.check(&["suspend", "b"], 0, "b\n");
+    assert!(!owner.path("work/.vscode").exists());
+    owner.wharf.check(&["resume", "b"], 0, "b\n");
+    assert!(!owner.wharf.run(&try_it).status.success());
+    owner.wharf.check(&["rm", "b"], 0, "b\n");
+    assert!(!owner.path("work/.vscode").exists());
+}
+
+#[allow(dead_code, reason = "used by the tests of users")]
+fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
+    let metadata = fs::metadata(path).unwrap();
+    (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777)
+}
