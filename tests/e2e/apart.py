@@ -1,12 +1,14 @@
-"""A mount namespace of one's own, with an empty /workspace and a ~/.bashrc that may be changed; and a sandboxd in it."""
+"""A mount namespace of one's own, with an empty /workspace and a home that may be changed; and a sandboxd in it."""
 import contextlib, os, socket, subprocess, sys, time
 
+# What the clients change in the home, such as ~/.bashrc and ~/.gitconfig, goes into a layer over it that ends with the namespace.
 SCRIPT = """
 mount -t tmpfs none /workspace
+mkdir /workspace/changes /workspace/work
+mount -t overlay home -o "lowerdir=$HOME,upperdir=/workspace/changes,workdir=/workspace/work" "$HOME"
+umount -l /workspace
+mount -t tmpfs none /workspace
 touch ~/.bashrc
-cp ~/.bashrc /workspace/bashrc
-mount --bind /workspace/bashrc ~/.bashrc
-rm -f /workspace/bashrc
 exec "$@"
 """
 
