@@ -27,6 +27,12 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("the connection to the sandbox broke, and could not be made again for {} s", after.as_secs())]
+    Lost {
+        after: Duration,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the sandbox did not answer within {} s", after.as_secs())]
     TimedOut { after: Duration },
     #[error("the sandbox has sent nothing for {} s", after.as_secs())]
@@ -51,7 +57,9 @@ impl ClientError {
 
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Connect { .. } | Self::Connection { .. } | Self::Gateway { .. } => ErrorKind::Unreachable,
+            Self::Connect { .. } | Self::Connection { .. } | Self::Lost { .. } | Self::Gateway { .. } => {
+                ErrorKind::Unreachable
+            }
             Self::TimedOut { .. } | Self::Stalled { .. } => ErrorKind::TimedOut,
             Self::Refused(problem) => ErrorKind::Refused(problem.kind),
             Self::Answer { .. } => ErrorKind::BadAnswer,
@@ -66,6 +74,11 @@ impl ClientError {
             ErrorKind::Refused(kind) => matches!(kind, ProblemKind::LimitReached | ProblemKind::NotBound),
             ErrorKind::BadAnswer | ErrorKind::BadRequest => false,
         }
+    }
+
+    /// Whether the sandbox may have done what was asked, though no answer tells so.
+    pub(crate) fn may_have_been_done(&self) -> bool {
+        matches!(self, Self::Connection { .. } | Self::TimedOut { .. } | Self::Stalled { .. } | Self::Gateway { .. })
     }
 
     /// The sandbox's own words, if it answered.

@@ -1,7 +1,9 @@
 use http::Method;
-use wharf_protocol::{CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo};
+use wharf_protocol::{
+    CommandResult, ExecId, ExecInfo, RunRequest, Screen, SessionId, SessionInfo, SignalName, SignalRequest,
+};
 
-use crate::{ClientError, Output, Sandbox, full, silence::Heard, to_json};
+use crate::{ClientError, Output, Sandbox, full, output::Kind, silence::Heard, to_json};
 
 /// One exec of a sandbox: a process and what it printed. Dropping it changes nothing in the sandbox.
 #[derive(Debug, Clone)]
@@ -28,12 +30,32 @@ impl Exec {
         self.sandbox.get(&format!("/v1/execs/{}", self.id)).await
     }
 
-    /// Its output from `offset` on, and a way to talk to the process.
+    /// Its output from `offset` on, and a way to talk to the process, as its caller: what it was asked to do when its caller
+    /// goes it does when this one goes.
     pub fn attach(&self, offset: u64) -> Output {
-        Output::new(self.sandbox.clone(), format!("/v1/execs/{}/output", self.id), offset, false)
+        self.output(offset, Kind::Exec)
     }
 
-    /// Ends its process tree and forgets it.
+    /// Its output from `offset` on, to look on only.
+    pub fn watch(&self, offset: u64) -> Output {
+        self.output(offset, Kind::Watched)
+    }
+
+    fn output(&self, offset: u64, kind: Kind) -> Output {
+        Output::new(self.sandbox.clone(), format!("/v1/execs/{}/output", self.id), offset, kind, false)
+    }
+
+    /// Sends a signal to its process group, on a terminal to the one in the foreground.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; one that has ended is a conflict.
+    pub async fn signal(&self, signal: SignalName) -> Result<(), ClientError> {
+        let path = format!("/v1/execs/{}/signal", self.id);
+        self.sandbox.post(&path, &SignalRequest { signal }).await
+    }
+
+    /// Forgets it, and ends its process tree if it runs.
     ///
     /// # Errors
     ///
@@ -88,6 +110,16 @@ impl Session {
             .await
     }
 
+    /// Sends a signal to what runs in its foreground.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; that nothing runs is a conflict.
+    pub async fn signal(&self, signal: SignalName) -> Result<(), ClientError> {
+        let path = format!("/v1/sessions/{}/signal", self.id);
+        self.sandbox.post(&path, &SignalRequest { signal }).await
+    }
+
     /// What its terminal shows now.
     ///
     /// # Errors
@@ -100,7 +132,7 @@ impl Session {
     /// Its output from `offset` on, or from what its screen shows now, and a way to type.
     pub fn attach(&self, offset: Option<u64>) -> Output {
         let path = format!("/v1/sessions/{}/output", self.id);
-        Output::new(self.sandbox.clone(), path, offset.unwrap_or(0), offset.is_none())
+        Output::new(self.sandbox.clone(), path, offset.unwrap_or(0), Kind::Session, offset.is_none())
     }
 
     /// Ends its shell and all that was started in it.

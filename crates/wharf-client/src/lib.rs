@@ -18,7 +18,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header, request};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use wharf_protocol::{
     BindRequest, ExecId, ExecInfo, ExecRequest, Health, Info, Problem, Secret, SessionId, SessionInfo, SessionRequest,
 };
@@ -38,8 +38,13 @@ pub use self::{
 
 /// How long a call that waits for nothing may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a call that is safe to repeat, or a stream, is tried again once its connection has broken: as long as sandboxd
+/// waits for a caller.
+pub(crate) const RESUME_PATIENCE: Duration = Duration::from_secs(45);
 /// During a call that may take as long as it likes, the sandbox is asked so often whether it is there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -103,14 +108,35 @@ impl Sandbox {
         self.get("/v1/info").await
     }
 
-    /// Starts a process.
+    /// Starts a process. One whose answer is lost is asked for again, under the same id: it starts once.
     ///
     /// # Errors
     ///
     /// [`ClientError`]; a program that does not exist is a problem that names `argv`.
     pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, ClientError> {
-        let info: ExecInfo = self.json(Method::POST, "/v1/execs", request).await?;
-        Ok(self.find_exec(info.id))
+        let mut request = request.clone();
+        request.id.get_or_insert_with(new_exec_id);
+        let body = to_json(&request)?;
+        let mut lost: Option<Instant> = None;
+        loop {
+            let body = full(body.clone());
+            let answer = self.send(Method::POST, "/v1/execs", Some("application/json"), body, CALL_PATIENCE).await;
+            let answer = match answer {
+                Ok(answer) => answer.parse::<ExecInfo>().await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(info) => return Ok(self.find_exec(info.id)),
+                // It may have been started. Where there was no connection at all, it was not.
+                Err(error) if error.may_have_been_done() || (lost.is_some() && error.is_retryable()) => {
+                    if lost.get_or_insert_with(Instant::now).elapsed() >= RESUME_PATIENCE {
+                        return Err(error);
+                    }
+                    sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The exec of this id, without asking whether there is one.
@@ -162,6 +188,13 @@ impl Sandbox {
 
     pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.send(Method::DELETE, path, None, empty(), CALL_PATIENCE).await?.collect().await.map(drop)
+    }
+
+    /// Posts what is answered with nothing.
+    pub(crate) async fn post(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
+        let body = full(to_json(body)?);
+        let answer = self.send(Method::POST, path, Some("application/json"), body, CALL_PATIENCE).await?;
+        answer.collect().await.map(drop)
     }
 
     pub(crate) async fn json<T: DeserializeOwned>(
@@ -232,6 +265,13 @@ impl Sandbox {
             .header(header::HOST, "sandbox")
             .header(header::AUTHORIZATION, format!("Bearer {}", self.key.reveal()))
     }
+}
+
+fn new_exec_id() -> ExecId {
+    let mut raw = [0; 8];
+    getrandom::fill(&mut raw).expect("the kernel gives random bytes on every Linux since 3.17");
+    let digits: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("e{digits}").parse().expect("a letter and hexadecimal digits are an id")
 }
 
 fn to_json(value: &impl Serialize) -> Result<Bytes, ClientError> {

@@ -1,13 +1,17 @@
-use std::{future::pending, time::Duration};
+use std::{collections::VecDeque, future::pending, io, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{
-    SinkExt, StreamExt,
+    FutureExt, SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
 use http::{Method, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -16,9 +20,9 @@ use tokio_tungstenite::{
         protocol::{Role, WebSocketConfig},
     },
 };
-use wharf_protocol::Frame;
+use wharf_protocol::{ByteOffset, Frame, INPUT_WINDOW_BYTES};
 
-use crate::{CALL_PATIENCE, ClientError, Sandbox, empty, route::Carries, silence::Watched};
+use crate::{CALL_PATIENCE, ClientError, RESUME_PATIENCE, Route, Sandbox, empty, route::Carries, silence::Watched};
 
 type Socket = WebSocketStream<Watched<TokioIo<Upgraded>>>;
 /// In halves, so that output comes while a process does not take its input.
@@ -27,49 +31,199 @@ type Halves = (SplitSink<Socket, Message>, SplitStream<Socket>);
 /// Frames of a caller that wait to be sent; a caller that is faster waits.
 const PENDING_INPUT: usize = 16;
 const LARGEST_MESSAGE: usize = 4 << 20;
-/// How often in a row a lost connection is made again before the loss is told.
-const TRIES: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(100);
+/// Output that was read is acknowledged after so many bytes, and whenever no more is there.
+const ACKNOWLEDGED_AT_ONCE: u64 = 1 << 20;
+/// A sandboxd that has ended does not come back at its socket.
+const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What an exec or a session prints, frame by frame.
 ///
-/// A lost connection is made again by itself and goes on at the same offset: nothing comes twice, and what is no longer
-/// kept is told as a gap. Input that was on its way then may be lost. A connection over which neither output nor one of
-/// sandboxd's pings has come for 45 seconds is lost.
+/// A lost connection is made again by itself, for up to 45 seconds, and goes on at the same offset: nothing comes twice,
+/// and what is no longer kept is told as a gap. Input to an exec is sent again where the process has not taken it; what
+/// was on its way to a session may be lost. A connection over which neither output nor one of sandboxd's pings has come
+/// for 45 seconds is lost.
+///
+/// Dropping it is a broken connection to the sandbox; [`Output::close`] tells that nobody will come back.
 #[derive(Debug)]
 pub struct Output {
     sandbox: Sandbox,
     path: String,
     offset: u64,
+    kind: Kind,
     redraw: bool,
     socket: Option<Halves>,
-    input: mpsc::Receiver<Frame>,
-    sender: mpsc::Sender<Frame>,
+    outgoing: Outgoing,
+    senders: Input,
+    lost: Option<Loss>,
     ended: bool,
+}
+
+/// Whose output it is, and in which part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An exec's, as its caller.
+    Exec,
+    /// An exec's, of somebody who only looks on.
+    Watched,
+    Session,
+}
+
+/// A connection that is being made again.
+#[derive(Debug)]
+struct Loss {
+    since: Instant,
+    pause: Duration,
 }
 
 /// The caller's half: input, signals and sizes.
 #[derive(Debug, Clone)]
-pub struct Input(mpsc::Sender<Frame>);
+pub struct Input {
+    input: mpsc::Sender<Frame>,
+    /// Signals and sizes overtake input, which a process may leave unread.
+    control: mpsc::UnboundedSender<Frame>,
+}
 
 impl Input {
-    /// Sends a frame; waits while earlier ones are on their way. `false` if nobody takes them any more.
+    /// Sends a frame; input waits while earlier input is on its way. `false` if nobody takes them any more.
     pub async fn send(&self, frame: Frame) -> bool {
-        self.0.send(frame).await.is_ok()
+        match frame {
+            Frame::Input { .. } | Frame::InputEnd => self.input.send(frame).await.is_ok(),
+            other => self.control.send(other).is_ok(),
+        }
+    }
+}
+
+/// What goes to the sandbox.
+#[derive(Debug)]
+struct Outgoing {
+    input: mpsc::Receiver<Frame>,
+    control: mpsc::UnboundedReceiver<Frame>,
+    /// Whether input is counted, and sent again over a new connection.
+    counted: bool,
+    /// Input that the process has not taken as far as is known, with its offsets.
+    kept: VecDeque<(u64, Bytes)>,
+    /// How many of `kept` were sent over this connection.
+    sent: usize,
+    /// The offset after all input so far.
+    end: u64,
+    /// Up to where the process has taken it; not known at the beginning of a connection.
+    taken: Option<u64>,
+    input_ended: bool,
+    end_sent: bool,
+    acknowledged: u64,
+    /// Acknowledged as soon as it is this one's turn.
+    acknowledging: Option<u64>,
+}
+
+impl Outgoing {
+    fn new(input: mpsc::Receiver<Frame>, control: mpsc::UnboundedReceiver<Frame>, counted: bool, offset: u64) -> Self {
+        Self {
+            input,
+            control,
+            counted,
+            kept: VecDeque::new(),
+            sent: 0,
+            end: 0,
+            taken: None,
+            input_ended: false,
+            end_sent: false,
+            acknowledged: offset,
+            acknowledging: None,
+        }
+    }
+
+    /// A new connection: what was sent over the last one may not have come.
+    fn begin_again(&mut self, offset: u64) {
+        (self.sent, self.taken, self.end_sent) = (0, None, false);
+        // The request for output from there says so.
+        (self.acknowledged, self.acknowledging) = (offset, None);
+    }
+
+    fn taken_up_to(&mut self, offset: u64) {
+        self.taken = Some(offset);
+        while let Some((start, data)) = self.kept.front()
+            && start + data.len() as u64 <= offset
+        {
+            self.kept.pop_front();
+            self.sent = self.sent.saturating_sub(1);
+        }
+    }
+
+    /// The next frame for the sandbox, once there is one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a frame that is returned has to be sent, and nothing is lost before that.
+    async fn next(&mut self) -> Frame {
+        loop {
+            if let Ok(frame) = self.control.try_recv() {
+                return frame;
+            }
+            if let Some(offset) = self.acknowledging.take() {
+                self.acknowledged = offset;
+                return Frame::Acknowledge { offset: ByteOffset(offset) };
+            }
+            if self.counted && self.taken.is_some() {
+                if let Some((offset, data)) = self.kept.get(self.sent) {
+                    self.sent += 1;
+                    return Frame::InputAt { offset: ByteOffset(*offset), data: data.clone() };
+                }
+                if self.input_ended && !self.end_sent {
+                    self.end_sent = true;
+                    return Frame::InputEnd;
+                }
+            }
+            let has_room = match self.taken {
+                _ if !self.counted => true,
+                Some(taken) => self.end.saturating_sub(taken) < INPUT_WINDOW_BYTES,
+                None => false,
+            };
+            let input = tokio::select! {
+                biased;
+                Some(frame) = self.control.recv() => return frame,
+                frame = self.input.recv(), if has_room => frame,
+            };
+            match input {
+                Some(Frame::Input { data }) if self.counted => {
+                    let offset = self.end;
+                    self.end += data.len() as u64;
+                    self.kept.push_back((offset, data));
+                }
+                Some(Frame::InputEnd) if self.counted => self.input_ended = true,
+                Some(frame) => return frame,
+                // The sender lives as long as the output.
+                None => return pending().await,
+            }
+        }
     }
 }
 
 impl Output {
-    pub(crate) fn new(sandbox: Sandbox, path: String, offset: u64, redraw: bool) -> Self {
-        let (sender, input) = mpsc::channel(PENDING_INPUT);
-        Self { sandbox, path, offset, redraw, socket: None, input, sender, ended: false }
+    pub(crate) fn new(sandbox: Sandbox, path: String, offset: u64, kind: Kind, redraw: bool) -> Self {
+        let (input, inputs) = mpsc::channel(PENDING_INPUT);
+        let (control, controls) = mpsc::unbounded_channel();
+        Self {
+            sandbox,
+            path,
+            offset,
+            kind,
+            redraw,
+            socket: None,
+            outgoing: Outgoing::new(inputs, controls, kind == Kind::Exec, offset),
+            senders: Input { input, control },
+            lost: None,
+            ended: false,
+        }
     }
 
     pub fn input(&self) -> Input {
-        Input(self.sender.clone())
+        self.senders.clone()
     }
 
-    /// The next frame; `None` after the last. Input is sent while this is being waited for.
+    /// The next frame; `None` after the last. Input is sent while this is being waited for. That it is asked for says that
+    /// the frames before it were used: a process that waits for its reader may print as much again.
     ///
     /// # Errors
     ///
@@ -79,32 +233,52 @@ impl Output {
     ///
     /// Safe: the next call goes on.
     pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
-        let mut tries = 0;
         loop {
             if self.ended {
                 return Ok(None);
             }
-            let (sink, source) = match &mut self.socket {
-                Some(halves) => halves,
-                None => match self.open().await {
-                    Ok(socket) => self.socket.insert(socket.split()),
-                    Err(error) if error.is_retryable() && tries < TRIES && tries > 0 => {
-                        tries += 1;
-                        tokio::time::sleep(PAUSE * tries).await;
+            if self.socket.is_none() {
+                match self.open().await {
+                    Ok(socket) => {
+                        self.outgoing.begin_again(self.offset);
+                        self.socket = Some(socket.split());
+                    }
+                    Err(error) if error.is_retryable() => {
+                        self.pause(error).await?;
                         continue;
                     }
                     Err(error) => return Err(error),
-                },
-            };
-            // Not `biased`: neither a flood of input nor one of output may hold up the other.
-            let event = tokio::select! {
-                error = pass_on(&mut self.input, sink) => Some(Err(error)),
-                message = source.next() => message,
+                }
+            }
+            let Some((sink, source)) = &mut self.socket else { continue };
+            let outgoing = &mut self.outgoing;
+            let unacknowledged = self.offset - outgoing.acknowledged.min(self.offset);
+            if self.kind == Kind::Exec && unacknowledged >= ACKNOWLEDGED_AT_ONCE {
+                outgoing.acknowledging = Some(self.offset);
+            }
+            // Each has its turn: neither a flood of input nor one of output may hold up the other.
+            let event = if let Some(error) = pass_on(outgoing, sink).now_or_never() {
+                Some(Err(error))
+            } else if let Some(message) = source.next().now_or_never() {
+                message
+            } else {
+                if self.kind == Kind::Exec && unacknowledged > 0 {
+                    outgoing.acknowledging = Some(self.offset);
+                }
+                tokio::select! {
+                    error = pass_on(outgoing, sink) => Some(Err(error)),
+                    message = source.next() => message,
+                }
             };
             match event {
                 Some(Ok(Message::Binary(data))) => {
+                    self.lost = None;
                     let frame =
                         Frame::decode(data).map_err(|error| ClientError::Answer { reason: error.to_string() })?;
+                    if let Frame::InputTaken { offset } = frame {
+                        self.outgoing.taken_up_to(offset.0);
+                        continue;
+                    }
                     self.note(&frame);
                     return Ok(Some(frame));
                 }
@@ -112,16 +286,57 @@ impl Output {
                     self.ended = true;
                     return Err(ClientError::Answer { reason: close.reason.to_string() });
                 }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => {
+                Some(Ok(_)) => self.lost = None,
+                Some(Err(error)) => {
                     self.socket = None;
-                    tries += 1;
-                    if tries > TRIES {
-                        return Err(ClientError::connection("it was lost again and again"));
-                    }
+                    self.pause(ClientError::connection(error)).await?;
+                }
+                None => {
+                    self.socket = None;
+                    self.pause(ClientError::connection(io::Error::from(io::ErrorKind::UnexpectedEof))).await?;
                 }
             }
         }
+    }
+
+    /// Sends input and signals while no output is wanted. Returns when the connection broke; the next call of
+    /// [`Output::next`] makes it again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the next call goes on.
+    pub async fn pass_input_on(&mut self) {
+        match &mut self.socket {
+            Some((sink, _)) => drop(pass_on(&mut self.outgoing, sink).await),
+            None => return pending().await,
+        }
+        self.socket = None;
+    }
+
+    /// Tells the sandbox that its caller leaves and does not come back, so that what it wished for then is done at once.
+    pub async fn close(mut self) {
+        if let Some((mut sink, _)) = self.socket.take() {
+            // A connection that has broken is as good as one that could not be told.
+            let _ = tokio::time::timeout(PATIENCE_WITH_NOBODY, sink.send(Message::Close(None))).await;
+        }
+    }
+
+    /// Waits before the connection is made again; gives the error back once that took too long.
+    async fn pause(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let loss = self.lost.get_or_insert_with(|| Loss { since: Instant::now(), pause: FIRST_PAUSE });
+        let patience =
+            if nobody_listens(self.sandbox.route(), &error) { PATIENCE_WITH_NOBODY } else { RESUME_PATIENCE };
+        let passed = loss.since.elapsed();
+        if passed >= patience {
+            return Err(match error {
+                ClientError::Connection { source } => ClientError::Lost { after: passed, source },
+                other => other,
+            });
+        }
+        let pause = loss.pause.min(patience - passed);
+        loss.pause = (loss.pause * 2).min(LONGEST_PAUSE);
+        sleep(pause).await;
+        Ok(())
     }
 
     fn note(&mut self, frame: &Frame) {
@@ -133,12 +348,22 @@ impl Output {
             }
             Frame::Gap { to, .. } => self.offset = to.0,
             Frame::Exit { .. } | Frame::End { .. } => self.ended = true,
-            Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. } => {}
+            Frame::InputTaken { .. }
+            | Frame::Input { .. }
+            | Frame::InputAt { .. }
+            | Frame::InputEnd
+            | Frame::Acknowledge { .. }
+            | Frame::Resize { .. }
+            | Frame::Signal { .. } => {}
         }
     }
 
     async fn open(&self) -> Result<Socket, ClientError> {
-        let query = if self.redraw { "redraw=true".to_owned() } else { format!("offset={}&follow=true", self.offset) };
+        let query = match self.kind {
+            Kind::Session if self.redraw => "redraw=true".to_owned(),
+            Kind::Session | Kind::Exec => format!("offset={}&follow=true", self.offset),
+            Kind::Watched => format!("offset={}&follow=true&watch=true", self.offset),
+        };
         let key = generate_key();
         let request = self
             .sandbox
@@ -159,19 +384,31 @@ impl Output {
     }
 }
 
-/// Sends input until that fails.
+/// Sends what goes to the sandbox until that fails.
 ///
 /// # Cancel safety
 ///
 /// Safe: a frame is taken when there is room for it, and the next call sends what was not sent.
-async fn pass_on(input: &mut mpsc::Receiver<Frame>, sink: &mut SplitSink<Socket, Message>) -> tungstenite::Error {
+async fn pass_on(outgoing: &mut Outgoing, sink: &mut SplitSink<Socket, Message>) -> tungstenite::Error {
     loop {
         if let Err(error) = sink.flush().await {
             return error;
         }
-        let Some(frame) = input.recv().await else { return pending().await };
+        let frame = outgoing.next().await;
         if let Err(error) = sink.start_send_unpin(Message::Binary(frame.encode())) {
             return error;
         }
+    }
+}
+
+/// Whether sandboxd itself has ended: then nobody listens where it did.
+fn nobody_listens(route: &Route, error: &ClientError) -> bool {
+    match (route, error) {
+        (Route::Unix(_) | Route::Tcp(_), ClientError::Connect { source, .. }) => {
+            matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+        }
+        // Whoever leads there knows that nothing is at its end any more.
+        (Route::Through(_), ClientError::Connect { source, .. }) => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
     }
 }

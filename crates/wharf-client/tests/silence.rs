@@ -74,6 +74,140 @@ fn output(offset: u64, text: &str) -> Frame {
     Frame::Output { offset: ByteOffset(offset), stream: Stream::Stdout, data: text.to_owned().into() }
 }
 
+/// What a caller's connection begins with, and what allows more input.
+fn taken(offset: u64) -> Message {
+    Message::Binary(Frame::InputTaken { offset: ByteOffset(offset) }.encode())
+}
+
+/// The next frame of a client that is no acknowledgement.
+async fn next_input(
+    source: &mut (impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin),
+) -> Frame {
+    loop {
+        let message = source.next().await.unwrap().unwrap();
+        match Frame::decode(message.into_data()).unwrap() {
+            Frame::Acknowledge { .. } => {}
+            frame => return frame,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_that_was_not_taken_is_sent_again_and_waits_for_the_process() {
+    let (mut stream, mut lines) = attached();
+    let input = stream.input();
+    let piece = |number: u8| Frame::Input { data: vec![number; 256 << 10].into() };
+    let typing = async {
+        for number in 0..6 {
+            input.send(piece(number)).await;
+        }
+        input.send(Frame::Signal { signal: 2 }).await;
+        input.send(Frame::InputEnd).await;
+    };
+    let at = |number: u8| Frame::InputAt {
+        offset: ByteOffset(u64::from(number) * (256 << 10)),
+        data: vec![number; 256 << 10].into(),
+    };
+    let server = async {
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        socket.send(taken(0)).await.unwrap();
+        let mut came = Vec::new();
+        for _ in 0..5 {
+            came.push(next_input(&mut socket).await);
+        }
+        // The signal overtakes; no more than 1 MiB comes unasked.
+        assert!(came.contains(&Frame::Signal { signal: 2 }));
+        came.retain(|frame| !matches!(frame, Frame::Signal { .. }));
+        assert_eq!(came, [at(0), at(1), at(2), at(3)]);
+        timeout(Duration::from_secs(5), next_input(&mut socket)).await.expect_err("the window is full");
+        socket.send(taken(512 << 10)).await.unwrap();
+        assert_eq!(next_input(&mut socket).await, at(4));
+        drop(socket);
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        // The process had taken more than was told.
+        socket.send(taken(768 << 10)).await.unwrap();
+        for number in 3..6 {
+            assert_eq!(next_input(&mut socket).await, at(number));
+        }
+        assert_eq!(next_input(&mut socket).await, Frame::InputEnd);
+        socket.send(Message::Binary(Frame::Exit { code: Some(0), signal: None }.encode())).await.unwrap();
+        socket
+    };
+    let reading = async { while stream.next().await.unwrap().is_some() {} };
+    timeout(LONG, async { tokio::join!(typing, server, reading) }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_is_acknowledged_and_what_was_not_is_not() {
+    let (mut stream, mut lines) = attached();
+    let server = async {
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        socket.send(Message::Binary(output(0, "one").encode())).await.unwrap();
+        socket
+    };
+    let (frame, mut socket) = tokio::join!(stream.next(), server);
+    assert_eq!(frame.unwrap(), Some(output(0, "one")));
+    let acknowledged = async { Frame::decode(socket.next().await.unwrap().unwrap().into_data()).unwrap() };
+    tokio::pin!(acknowledged);
+    timeout(Duration::from_secs(9), &mut acknowledged).await.expect_err("nobody has asked for more");
+    tokio::select! {
+        frame = acknowledged => assert_eq!(frame, Frame::Acknowledge { offset: ByteOffset(3) }),
+        ended = stream.next() => panic!("{ended:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_is_made_again_for_45_seconds_and_then_told() {
+    let (mut stream, mut lines) = attached();
+    let server = async {
+        let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+        socket.send(Message::Binary(output(0, "one").encode())).await.unwrap();
+        drop(socket);
+        // An API server that starts again takes connections, and leads nowhere.
+        while let Some(line) = lines.recv().await {
+            drop(line);
+        }
+    };
+    let reading = async {
+        assert_eq!(stream.next().await.unwrap(), Some(output(0, "one")));
+        let lost = Instant::now();
+        let error = stream.next().await.unwrap_err();
+        assert_eq!((lost.elapsed().as_secs(), error.kind()), (45, ErrorKind::Unreachable), "{error}");
+    };
+    tokio::select! {
+        () = reading => {}
+        () = server => unreachable!("the client goes on"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_whose_answer_is_lost_is_asked_for_again_under_the_same_id() {
+    let (sandbox, mut lines) = sandbox();
+    let server = async {
+        let mut ids = Vec::new();
+        for answered in [false, false, true] {
+            let mut line = lines.recv().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = line.read(&mut request).await.unwrap();
+            let text = String::from_utf8_lossy(&request[..length]).into_owned();
+            let body: serde_json::Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+            ids.push(body["id"].as_str().expect("the client has chosen an id").to_owned());
+            if answered {
+                let info = json!({ "id": ids[0], "argv": ["x"], "pid": 1, "state": "running", "terminal": false,
+                    "started_at": 0.0, "output_end": 0 })
+                .to_string();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{info}", info.len());
+                line.write_all(answer.as_bytes()).await.unwrap();
+                return (ids, line);
+            }
+        }
+        unreachable!("the third is answered")
+    };
+    let request = ExecRequest { argv: vec!["x".to_owned()], ..ExecRequest::default() };
+    let (exec, (ids, _line)) = timeout(LONG, async { tokio::join!(sandbox.exec(&request), server) }).await.unwrap();
+    assert!(ids.iter().all(|id| id == exec.as_ref().unwrap().id().as_str()), "{ids:?}");
+}
+
 /// What the server sends in two parts is read whole, each part once.
 async fn check_one_and_two<T>(mut stream: Output, server: impl Future<Output = T>) {
     let reading = async { [stream.next().await.unwrap(), stream.next().await.unwrap()] };
@@ -167,11 +301,11 @@ async fn input_arrives_whole_and_in_order_while_output_interrupts_its_sending() 
     let server = async {
         let (socket, _) = accept(lines.recv().await.unwrap()).await;
         let (mut sink, mut source) = socket.split();
+        sink.send(taken(0)).await.unwrap();
         for number in 0..100_u8 {
             sink.send(Message::Binary(output(u64::from(number), "x").encode())).await.unwrap();
-            let message = source.next().await.unwrap().unwrap();
-            let frame = Frame::decode(message.into_data()).unwrap();
-            assert_eq!(frame, Frame::Input { data: vec![number; 1 << 10].into() });
+            let offset = ByteOffset(u64::from(number) << 10);
+            assert_eq!(next_input(&mut source).await, Frame::InputAt { offset, data: vec![number; 1 << 10].into() });
         }
         sink.send(Message::Binary(Frame::Exit { code: Some(0), signal: None }.encode())).await.unwrap();
     };

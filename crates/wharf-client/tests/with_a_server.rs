@@ -17,7 +17,10 @@ use tokio::{
     sync::Notify,
 };
 use wharf_client::{ErrorKind, Exec, Route, Sandbox};
-use wharf_protocol::{CommandOutcome, ExecRequest, Frame, ProblemKind, RunRequest, Secret, SessionRequest};
+use wharf_protocol::{
+    CommandOutcome, ExecRequest, ExecState, Frame, OnDisconnect, ProblemKind, RunRequest, Secret, SessionRequest,
+    WhenFull,
+};
 use wharf_sandboxd::{
     core::Core,
     http::{
@@ -128,6 +131,68 @@ async fn output_is_whole_although_its_connection_is_cut_again_and_again() {
     let (bytes, code) = collect(&bad.find_exec(exec.id().clone())).await;
     assert_eq!(code, Some(7));
     assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
+}
+
+/// A command as the CLI runs it: killed with its caller, and waiting for it.
+fn foreground(script: &str) -> ExecRequest {
+    ExecRequest { on_disconnect: OnDisconnect::Kill, when_full: WhenFull::Wait, ..sh(script) }
+}
+
+#[tokio::test]
+async fn a_foreground_command_outlives_its_connection_cut_again_and_again() {
+    let server = Server::start().await;
+    let bad = server.relay(1_000_000).sandbox();
+    let exec = server.sandbox().exec(&foreground("seq 1 1000000; exit 7")).await.unwrap();
+    let expected: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
+    let (bytes, code) = collect(&bad.find_exec(exec.id().clone())).await;
+    assert_eq!(code, Some(7));
+    assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
+}
+
+#[tokio::test]
+async fn input_is_whole_although_its_connection_is_cut_again_and_again() {
+    let server = Server::start().await;
+    let bad = server.relay(500_000).sandbox();
+    let exec = bad.exec(&ExecRequest { stdin: true, ..foreground("cat") }).await.unwrap();
+    let mut output = exec.attach(0);
+    let input = output.input();
+    let sent: Vec<u8> = (0..8_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let typing = async {
+        for piece in sent.chunks(100_000) {
+            input.send(Frame::Input { data: piece.to_vec().into() }).await;
+        }
+        input.send(Frame::InputEnd).await;
+    };
+    let reading = async {
+        let mut bytes = Vec::new();
+        loop {
+            match output.next().await.unwrap() {
+                Some(Frame::Output { data, .. }) => bytes.extend_from_slice(&data),
+                Some(Frame::Exit { code, .. }) => return (bytes, code),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let ((bytes, code), ()) = tokio::join!(reading, typing);
+    assert_eq!(code, Some(0));
+    assert!(bytes == sent, "{} bytes instead of {}", bytes.len(), sent.len());
+}
+
+#[tokio::test]
+async fn a_watcher_who_leaves_ends_nothing_and_a_caller_who_closes_does() {
+    let server = Server::start().await;
+    let exec = server.sandbox().exec(&foreground("echo on; sleep 1000")).await.unwrap();
+    let (mut caller, mut watcher) = (exec.attach(0), exec.watch(0));
+    for output in [&mut caller, &mut watcher] {
+        assert!(matches!(output.next().await.unwrap(), Some(Frame::Output { .. })));
+    }
+    watcher.close().await;
+    let again = exec.watch(0).next().await.unwrap();
+    assert!(matches!(again, Some(Frame::Output { .. })));
+    assert_eq!(exec.info().await.unwrap().state, ExecState::Running);
+    let mut other = exec.watch(3);
+    caller.close().await;
+    assert!(matches!(other.next().await.unwrap(), Some(Frame::Exit { code: None, .. })));
 }
 
 #[tokio::test]

@@ -88,12 +88,14 @@ pub struct UserSpec {
 pub struct Limits {
     /// Sessions at the same time.
     pub sessions: u32,
-    /// Execs at the same time, running or finished and not yet removed.
+    /// Execs at the same time. Finished ones count as long as they are kept, and make place for new ones, oldest first.
     pub execs: u32,
     /// Connections at the same time, over all listeners.
     pub connections: u32,
     /// Bytes of latest output that a session or an exec keeps.
     pub output_bytes: u64,
+    /// Bytes of output that all sessions and execs keep together; what exceeds them goes from finished execs first.
+    pub output_total_bytes: u64,
     /// Bytes of a JSON request body.
     pub request_bytes: u64,
     /// Bytes of one uploaded file or archive, and of all that an archive unpacks to.
@@ -115,6 +117,7 @@ impl Default for Limits {
             execs: 256,
             connections: 512,
             output_bytes: 16 << 20,
+            output_total_bytes: 128 << 20,
             request_bytes: 64 << 20,
             upload_bytes: 16 << 30,
             archive_entries: 1_000_000,

@@ -40,12 +40,31 @@ pub struct ExecRequest {
     /// Whether standard input stays open for the caller; otherwise it is empty.
     #[serde(default)]
     pub stdin: bool,
-    /// Milliseconds after which the process tree is killed.
+    /// Milliseconds after which the process tree is told to end (SIGTERM), and five seconds later killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// What happens when an attached caller goes away.
+    /// What happens when the caller goes away. The caller is whoever follows the output, or waits for the end, without
+    /// only watching.
     #[serde(default)]
     pub on_disconnect: OnDisconnect,
+    /// Milliseconds that a caller whose connection broke, or who has never come, may take to come (back) before
+    /// `on_disconnect` is done; absent: 45000. A caller who closes the WebSocket has gone at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnect_grace_ms: Option<u64>,
+    /// What a process waits for that prints more than the log takes.
+    #[serde(default)]
+    pub when_full: WhenFull,
+}
+
+/// What a log that is full does with more output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// The oldest output goes, and the process never waits.
+    #[default]
+    DropOldest,
+    /// The process waits for its caller to read, as at a pipe; once the caller has gone for good, the oldest goes.
+    Wait,
 }
 
 /// How far an exec has come.

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ByteOffset;
 
+/// How much counted input may be on its way that the process has not taken.
+pub const INPUT_WINDOW_BYTES: u64 = 1 << 20;
+
 /// Where a piece of output came from. A terminal has only one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -35,14 +38,27 @@ pub enum Frame {
     Exit { code: Option<i32>, signal: Option<i32> },
     /// Server: the log ends at `offset` and nothing more will be sent on this stream.
     End { offset: ByteOffset },
+    /// Server: of the counted input, the process has taken what lies before `offset`. Comes first on every connection of a
+    /// caller who may send input, and from then on as input is taken.
+    InputTaken { offset: ByteOffset },
     /// Client: bytes for standard input or the terminal.
     Input {
         #[serde(with = "base64_bytes")]
         #[schema(value_type = String, format = Byte)]
         data: Bytes,
     },
+    /// Client: the same, counted: the first byte of `data` is that at `offset` of all input. What has come already, over
+    /// a connection that has broken since, is left out. At most 1 MiB beyond what was told as taken.
+    InputAt {
+        offset: ByteOffset,
+        #[serde(with = "base64_bytes")]
+        #[schema(value_type = String, format = Byte)]
+        data: Bytes,
+    },
     /// Client: standard input ends here.
     InputEnd,
+    /// Client: the output before `offset` was read, so that a process that waits for its reader may go on.
+    Acknowledge { offset: ByteOffset },
     /// Client: the terminal has a new size.
     Resize { rows: u16, columns: u16 },
     /// Client: send this signal to the process group.
@@ -66,10 +82,13 @@ const OUTPUT: u8 = 1;
 const GAP: u8 = 2;
 const EXIT: u8 = 3;
 const END: u8 = 4;
+const INPUT_TAKEN: u8 = 5;
 const INPUT: u8 = 16;
 const INPUT_END: u8 = 17;
 const RESIZE: u8 = 18;
 const SIGNAL: u8 = 19;
+const INPUT_AT: u8 = 20;
+const ACKNOWLEDGE: u8 = 21;
 
 impl Frame {
     /// The binary form, for one WebSocket message.
@@ -108,7 +127,21 @@ impl Frame {
                 out.put_u8(INPUT);
                 out.put_slice(data);
             }
+            Self::InputAt { offset, data } => {
+                out.reserve(9 + data.len());
+                out.put_u8(INPUT_AT);
+                out.put_u64(offset.0);
+                out.put_slice(data);
+            }
             Self::InputEnd => out.put_u8(INPUT_END),
+            Self::InputTaken { offset } => {
+                out.put_u8(INPUT_TAKEN);
+                out.put_u64(offset.0);
+            }
+            Self::Acknowledge { offset } => {
+                out.put_u8(ACKNOWLEDGE);
+                out.put_u64(offset.0);
+            }
             Self::Resize { rows, columns } => {
                 out.put_u8(RESIZE);
                 out.put_u16(*rows);
@@ -168,7 +201,21 @@ impl Frame {
                 exactly(9)?;
                 Self::End { offset: ByteOffset(u64_at(1)) }
             }
+            INPUT_TAKEN => {
+                exactly(9)?;
+                Self::InputTaken { offset: ByteOffset(u64_at(1)) }
+            }
             INPUT => Self::Input { data: message.slice(1..) },
+            INPUT_AT => {
+                if message.len() < 9 {
+                    return Err(truncated);
+                }
+                Self::InputAt { offset: ByteOffset(u64_at(1)), data: message.slice(9..) }
+            }
+            ACKNOWLEDGE => {
+                exactly(9)?;
+                Self::Acknowledge { offset: ByteOffset(u64_at(1)) }
+            }
             INPUT_END => {
                 exactly(1)?;
                 Self::InputEnd
@@ -220,6 +267,9 @@ mod tests {
             (any::<Option<i32>>(), any::<Option<i32>>()).prop_map(|(code, signal)| Frame::Exit { code, signal }),
             any::<u64>().prop_map(|offset| Frame::End { offset: ByteOffset(offset) }),
             data().prop_map(|data| Frame::Input { data }),
+            (any::<u64>(), data()).prop_map(|(offset, data)| Frame::InputAt { offset: ByteOffset(offset), data }),
+            any::<u64>().prop_map(|offset| Frame::InputTaken { offset: ByteOffset(offset) }),
+            any::<u64>().prop_map(|offset| Frame::Acknowledge { offset: ByteOffset(offset) }),
             Just(Frame::InputEnd),
             (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| Frame::Resize { rows, columns }),
             any::<i32>().prop_map(|signal| Frame::Signal { signal }),

@@ -18,12 +18,12 @@ mod sandbox;
 mod session;
 
 pub use bind::{BindRequest, DigestError, Environment, Limits, Secret, SecretDigest, UserSpec};
-pub use exec::{ExecInfo, ExecRequest, ExecState, ResizeRequest, SignalName, SignalRequest, TerminalSize};
+pub use exec::{ExecInfo, ExecRequest, ExecState, ResizeRequest, SignalName, SignalRequest, TerminalSize, WhenFull};
 pub use files::{
     ArchiveFormat, DirectoryListing, FileKind, FileStat, MakeDirectoryRequest, MoveRequest, SearchMatch, SearchRequest,
     SearchResult, UploadResult,
 };
-pub use frame::{Frame, FrameError, Stream};
+pub use frame::{Frame, FrameError, INPUT_WINDOW_BYTES, Stream};
 pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxId, SandboxName, SessionId};
 pub use info::{Health, HealthStatus, Info};
 pub use problem::{Problem, ProblemKind};

@@ -22,6 +22,7 @@ use crate::{
     disk_use,
     exec::Execs,
     http::problem::ApiError,
+    output_log::OutputBudget,
     process::{
         tree,
         users::{self, User},
@@ -48,6 +49,8 @@ pub struct Bound {
     pub identity: Identity,
     pub sessions: Sessions,
     pub execs: Execs,
+    /// What the logs of both may keep together.
+    pub output: OutputBudget,
 }
 
 impl Bound {
@@ -175,9 +178,11 @@ impl Core {
     /// [`ProblemKind::Conflict`] if it is bound already.
     pub fn bind(&self, identity: Identity, deadline: Option<Duration>) -> Result<(), ApiError> {
         let (limits, working_dir) = (identity.limits, identity.working_dir.clone());
+        let output = OutputBudget::new(usize::try_from(limits.output_total_bytes).unwrap_or(usize::MAX));
         let bound = Bound {
             sessions: Sessions::new(identity.limits.sessions as usize),
-            execs: Execs::new(identity.limits.execs as usize, identity.output_bytes()),
+            execs: Execs::new(identity.limits.execs as usize, identity.output_bytes(), output.clone()),
+            output,
             identity,
         };
         self.bound.set(bound).map_err(|_| {

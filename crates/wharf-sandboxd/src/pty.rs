@@ -75,10 +75,19 @@ impl PtyMaster {
     /// Not safe: a dropped call may have typed a part.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            let written = self.write(bytes).await?;
             bytes = &bytes[written..];
         }
         Ok(())
+    }
+
+    /// Types as many of the bytes as the terminal's input queue has room for; waits while it is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a dropped call has typed nothing.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await
     }
 
     /// How many typed bytes no program has read yet; of an unfinished line none counts while the terminal edits lines.

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
-use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId};
+use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId, WhenFull};
 
 use wharf_runtime::kubernetes::settings::{Profile, RouteChoice};
 
-use crate::parse;
+use crate::{error, parse};
 
 /// Sandboxes for coding agents: a shell that stays, files, processes, and walls around all of it.
 #[derive(Debug, Parser)]
@@ -18,7 +18,9 @@ use crate::parse;
                   --mount . -w /workspace -it -- bash\n  wharf create box && wharf exec box -- make test && wharf rm \
                   box\n  wharf cp src box:/workspace             copy a directory in\n  wharf --runtime kubernetes run --image \
                   python:3.12 -- python3 -c 'print(42)'\n\nExit codes: that of the command; 124 \
-                  if --timeout ended it, 125 if wharf itself failed, 127 if the command does not exist, 2 for wrong usage."
+                  if --timeout ended it, 120 if the output could not be written, 121 if a part of it is missing though the \
+                  command ended with 0, 125 if wharf itself failed, 127 if the command does not exist, 141 if nobody \
+                  reads the output any more, 2 for wrong usage."
 )]
 pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
@@ -66,7 +68,14 @@ impl Cli {
     /// Reads the command line; ends the program if it is wrong.
     pub(crate) fn read() -> Self {
         const OF_A_CLUSTER: [&str; 6] = ["context", "namespace", "kubeconfig", "config", "profile", "route"];
-        let matches = Self::command().get_matches();
+        let matches = Self::command().try_get_matches().unwrap_or_else(|error| {
+            // Help and version are results: that they cannot be written is told like any other.
+            let code = match error.print() {
+                Err(source) if !error.use_stderr() => error::unwritable(source),
+                Ok(()) | Err(_) => error.exit_code(),
+            };
+            std::process::exit(code)
+        });
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         // A variable of the environment may be there for other calls.
         let is_given = |flag: &&str| matches.value_source(flag) == Some(ValueSource::CommandLine);
@@ -128,9 +137,9 @@ pub(crate) enum Command {
     Run(Run),
     /// Make a sandbox and print its name.
     Create(Create),
-    /// Run a command in a sandbox.
+    /// Run a command in a sandbox; what it leaves running in the background stays.
     Exec(Exec),
-    /// Open a shell in a sandbox; it stays when you leave with Ctrl-P Ctrl-Q.
+    /// Open a shell in a sandbox; it stays when you leave with Ctrl-P Ctrl-Q, or your terminal goes.
     Shell(Shell),
     /// Follow the output of an exec or a session from an offset.
     Attach(Attach),
@@ -140,6 +149,10 @@ pub(crate) enum Command {
     Ls,
     /// Print what an exec printed so far; without an id, sandboxd's own log.
     Logs(Logs),
+    /// List the execs and sessions of a sandbox, also finished execs.
+    Ps { name: SandboxId },
+    /// End execs or sessions and forget them, or send them a signal.
+    Kill(Kill),
     /// Show all about a sandbox as JSON.
     Inspect { name: SandboxId },
     /// End a sandbox's processes or pod and keep its workspace.
@@ -255,7 +268,7 @@ pub(crate) struct Run {
     pub(crate) shape: Shape,
     #[command(flatten)]
     pub(crate) terminal: TerminalFlags,
-    /// End the command after so long, such as 30s or 5m.
+    /// End the command after so long, such as 30s or 5m: SIGTERM, and SIGKILL five seconds later.
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
     /// The command and its arguments.
@@ -271,6 +284,29 @@ pub(crate) struct TerminalFlags {
     /// Give the command a terminal.
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
+    /// Let the command go on while its output is not read; what does not fit then is lost, and that is told.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+impl TerminalFlags {
+    pub(crate) fn when_full(self) -> WhenFull {
+        if self.no_wait { WhenFull::DropOldest } else { WhenFull::Wait }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    pub(crate) name: SandboxId,
+    /// Ids of execs or sessions, as `wharf ps` lists them.
+    #[arg(required_unless_present = "finished", value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Only send this signal, such as INT or 9, to what runs in the foreground.
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub(crate) signal: Option<String>,
+    /// Forget all finished execs.
+    #[arg(long, conflicts_with_all = ["ids", "signal"])]
+    pub(crate) finished: bool,
 }
 
 #[derive(Debug, Args)]
@@ -306,7 +342,7 @@ pub(crate) struct Exec {
     /// K=V, or K alone to pass a variable on.
     #[arg(short = 'e', long, value_name = "K=V")]
     pub(crate) env: Vec<String>,
-    /// End the command after so long, such as 30s or 5m.
+    /// End the command after so long, such as 30s or 5m: SIGTERM, and SIGKILL five seconds later.
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
     /// The command and its arguments.

@@ -50,7 +50,7 @@ fn configured(place: &Place, shape: Option<&Shape>) -> anyhow::Result<Loaded> {
         process_uid: rustix::process::geteuid().as_raw(),
     })?;
     for warning in &loaded.warnings {
-        anstream::eprintln!("warning: {warning}");
+        crate::out::note!("warning: {warning}");
     }
     Ok(loaded)
 }
@@ -88,7 +88,7 @@ pub(crate) fn warn_of_skew(runtime: &Runtime) {
     if seconds <= CLOCKS_DIFFER_SECONDS {
         return;
     }
-    anstream::eprintln!(
+    crate::out::note!(
         "warning: this machine's clock is {seconds} s {direction} the API server's; leases and ages go by the API server's"
     );
 }

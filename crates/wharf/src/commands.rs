@@ -1,11 +1,11 @@
 //! What each command does.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use clap::CommandFactory;
 use tokio::signal::unix::{SignalKind, signal};
-use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxId, SandboxName, SandboxSpec};
+use wharf_protocol::{Environment, ExecRequest, OnDisconnect, SandboxId, SandboxName, SandboxSpec, WhenFull};
 use wharf_runtime::{
     Lifetime, Runtime, RuntimeError, Sandbox, Status,
     local::{LocalRuntime, Settings},
@@ -15,6 +15,7 @@ use crate::{
     cli::{Cli, Command, Create, Exec, OutputForm, Place, Run, RuntimeArg, Shape},
     cluster, copy,
     error::INTERRUPTED,
+    out, processes,
     progress::Progress,
     show, streams,
 };
@@ -25,7 +26,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Completions { shell } = cli.command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut script);
-        std::io::stdout().write_all(&script)?;
+        out::write(&script)?;
         return Ok(ExitCode::SUCCESS);
     }
     let shape = match &cli.command {
@@ -50,6 +51,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cp(arguments) => copy::copy(&runtime, arguments, form).await?,
         Command::Ls => show::list(&runtime, form).await?,
         Command::Logs(arguments) => return streams::logs(&runtime, arguments, form).await,
+        Command::Ps { name } => processes::list(&runtime, &name, form).await?,
+        Command::Kill(arguments) => processes::kill(&runtime, arguments, form).await?,
         Command::Inspect { name } => show::inspect(&runtime, &name).await?,
         Command::Suspend { name } => {
             let waiting = Progress::waiting(format!("suspending `{name}`"));
@@ -79,7 +82,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Prints a sandbox that a command has changed: its name, or all about it.
 fn changed(sandbox: &Sandbox, form: OutputForm) -> anyhow::Result<()> {
     match form {
-        OutputForm::Table => Ok(show::line(&sandbox.id)?),
+        OutputForm::Table => Ok(out::line(&sandbox.id)?),
         OutputForm::Json => show::json(&sandbox.described()),
     }
 }
@@ -166,14 +169,14 @@ fn made_up_name(prefix: &str) -> SandboxName {
 
 fn warn_of_missing_walls(sandbox: &Sandbox) {
     for note in sandbox.notes() {
-        anstream::eprintln!("warning: {note}");
+        crate::out::note!("warning: {note}");
     }
     for wall in sandbox.walls() {
         if let Some(reason) = &wall.missing {
-            anstream::eprintln!("warning: no {}: {reason}", wall.part);
+            crate::out::note!("warning: no {}: {reason}", wall.part);
         }
         if wall.part == "none" {
-            anstream::eprintln!("warning: {}", wall.note.as_deref().unwrap_or_default());
+            crate::out::note!("warning: {}", wall.note.as_deref().unwrap_or_default());
         }
     }
 }
@@ -234,6 +237,7 @@ async fn run_once(runtime: &Runtime, arguments: Run, form: OutputForm) -> anyhow
         argv: arguments.argv,
         timeout_ms: arguments.timeout.map(|timeout| timeout.as_millis() as u64),
         on_disconnect: OnDisconnect::Kill,
+        when_full: arguments.terminal.when_full(),
         ..ExecRequest::default()
     };
     let done = tokio::select! {
@@ -267,12 +271,13 @@ async fn exec(runtime: &Runtime, arguments: Exec, form: OutputForm) -> anyhow::R
         user: arguments.user,
         timeout_ms: arguments.timeout.map(|timeout| timeout.as_millis() as u64),
         on_disconnect: if arguments.detach { OnDisconnect::KeepRunning } else { OnDisconnect::Kill },
+        when_full: if arguments.detach { WhenFull::DropOldest } else { arguments.terminal.when_full() },
         ..ExecRequest::default()
     };
     if arguments.detach {
         let exec = sandbox.client()?.exec(&request).await?;
         match form {
-            OutputForm::Table => show::line(exec.id())?,
+            OutputForm::Table => out::line(exec.id())?,
             OutputForm::Json => show::json(&exec.info().await?)?,
         }
         return Ok(ExitCode::SUCCESS);

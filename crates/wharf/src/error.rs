@@ -10,10 +10,16 @@ use wharf_runtime::{
     local::LocalError,
 };
 
+use crate::out::{CouldNotWrite, note};
+
 /// wharf itself failed.
 pub(crate) const FAILED: u8 = 125;
 /// The command's time limit has passed, as with timeout(1).
 pub(crate) const TIMED_OUT: u8 = 124;
+/// The output could not be written, as to a full disk.
+pub(crate) const UNWRITABLE: u8 = 120;
+/// The command ended with 0, but a part of its output is missing.
+pub(crate) const INCOMPLETE: u8 = 121;
 /// The command is not there.
 pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
@@ -32,20 +38,34 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         Some(ClientError::Local(source)) => Some(source),
         _ => error.downcast_ref::<std::io::Error>(),
     };
-    if local.is_some_and(|source| source.kind() == std::io::ErrorKind::BrokenPipe) {
+    if local.is_some_and(|source| source.kind() == std::io::ErrorKind::BrokenPipe)
+        || error.downcast_ref().is_some_and(CouldNotWrite::nobody_reads)
+    {
         return ExitCode::from(BROKEN_PIPE);
     }
-    anstream::eprintln!("error: {error:#}");
+    note!("error: {error:#}");
     if let Some(hint) = hint(error) {
-        anstream::eprintln!("hint: {hint}");
+        note!("hint: {hint}");
     }
     ExitCode::from(code(error))
+}
+
+/// Tells that help could not be printed; gives the exit code.
+pub(crate) fn unwritable(source: std::io::Error) -> i32 {
+    if source.kind() == std::io::ErrorKind::BrokenPipe {
+        return BROKEN_PIPE.into();
+    }
+    note!("error: could not write to standard output: {source}");
+    UNWRITABLE.into()
 }
 
 fn code(error: &anyhow::Error) -> u8 {
     if let Some(client) = error.downcast_ref::<ClientError>() {
         let about_the_program = client.problem().is_some_and(|problem| problem.field.as_deref() == Some("argv"));
         return if about_the_program { NOT_FOUND } else { FAILED };
+    }
+    if error.is::<CouldNotWrite>() {
+        return UNWRITABLE;
     }
     if error.is::<SettingsError>() {
         return USAGE;

@@ -92,7 +92,7 @@ impl Progress {
 
     /// A line for good, above what is going on.
     pub(crate) fn say(&self, line: &str) {
-        self.bar.suspend(|| anstream::eprintln!("{line}"));
+        self.bar.suspend(|| crate::out::note!("{line}"));
     }
 
     /// Counts bytes; see [`Progress::read`].
@@ -123,7 +123,7 @@ impl Progress {
                 tokio::time::sleep(PATIENCE).await;
                 let due = logged.lock().unwrap_or_else(PoisonError::into_inner).due(started, Instant::now());
                 if let Some(line) = due {
-                    anstream::eprintln!("wharf: {line}");
+                    crate::out::note!("wharf: {line}");
                 }
             }
         });

@@ -1,25 +1,17 @@
 //! Sandboxes as tables and as JSON.
 
-use std::io::Write;
-
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use wharf_protocol::{Frame, SandboxId};
 use wharf_runtime::{Runtime, Sandbox, Status};
 
-use crate::cli::OutputForm;
+use crate::{cli::OutputForm, out};
 
-/// Prints one line of result. Unlike `println!` it fails where nobody reads any more, and does not panic.
-pub(crate) fn line(text: impl std::fmt::Display) -> std::io::Result<()> {
-    writeln!(anstream::stdout(), "{text}")
-}
-
-/// Prints a frame of output as one line of JSON.
-pub(crate) fn frame(frame: &Frame) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, frame)?;
-    out.write_all(b"\n")?;
-    out.flush()
+/// A frame of output as one line of JSON.
+pub(crate) fn frame(frame: &Frame) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(frame)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Prints names: one a line, or as a JSON array.
@@ -27,13 +19,13 @@ pub(crate) fn names(names: &[SandboxId], form: OutputForm) -> anyhow::Result<()>
     if form == OutputForm::Json {
         return json(&names);
     }
-    names.iter().try_for_each(line)?;
+    names.iter().try_for_each(out::line)?;
     Ok(())
 }
 
 /// Prints one value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    Ok(line(serde_json::to_string_pretty(value)?)?)
+    Ok(out::line(serde_json::to_string_pretty(value)?)?)
 }
 
 /// Prints Kubernetes objects: YAML documents, or a JSON array.
@@ -42,7 +34,7 @@ pub(crate) fn manifests(objects: &[serde_json::Value], form: OutputForm) -> anyh
         return json(&objects);
     }
     for object in objects {
-        line(format!("---\n{}", serde_saphyr::to_string(object)?.trim_end()))?;
+        out::line(format!("---\n{}", serde_saphyr::to_string(object)?.trim_end()))?;
     }
     Ok(())
 }
@@ -66,10 +58,10 @@ pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<
         };
         table.add_row([sandbox.id.to_string(), status, age(now - sandbox.created_at), sandbox.workspace()]);
     }
-    Ok(line(table.trim_fmt())?)
+    Ok(out::line(table.trim_fmt())?)
 }
 
-fn age(seconds: f64) -> String {
+pub(crate) fn age(seconds: f64) -> String {
     match seconds.max(0.0) as u64 {
         seconds @ 0..=119 => format!("{seconds}s"),
         seconds @ 120..=7199 => format!("{}m", seconds / 60),
@@ -91,7 +83,7 @@ pub(crate) async fn inspect(runtime: &Runtime, id: &SandboxId) -> anyhow::Result
                 all["execs"] = serde_json::to_value(execs)?;
             }
             // The rest is worth knowing then too.
-            Err(error) => anstream::eprintln!("warning: its server does not tell what runs in it: {error}"),
+            Err(error) => crate::out::note!("warning: its server does not tell what runs in it: {error}"),
         }
     }
     json(&all)

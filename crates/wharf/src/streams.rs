@@ -1,11 +1,15 @@
 //! Conversations with what runs in a sandbox: its output to ours, our input and signals to it.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::bail;
+use bytes::BytesMut;
+use rustix::process::Signal;
 use tokio::{
     io::AsyncReadExt,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
 };
 use wharf_client::{Input, Output, Sandbox as Client};
 use wharf_protocol::{ByteOffset, ExecRequest, ExecState, Frame, HealthStatus, SandboxId, SessionRequest, Stream};
@@ -14,12 +18,13 @@ use wharf_runtime::{Runtime, Status};
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
     commands::ready,
-    error::{BROKEN_PIPE, TIMED_OUT},
+    error::{INCOMPLETE, TIMED_OUT},
+    out::{self, CouldNotWrite, Writer, note},
     show,
     terminal::{self, RawTerminal},
 };
 
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 256 << 10;
 /// How long a sandbox that is ending is waited for, to say why.
 const ENDING_CHECKS: u32 = 200;
 const ENDING_INTERVAL: Duration = Duration::from_millis(20);
@@ -40,17 +45,17 @@ pub(crate) async fn execute(
     request.stdin = flags.interactive;
     request.terminal = flags.tty.then(terminal::size);
     let sandbox = found.client()?;
+    let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
     let exec = sandbox.exec(&request).await?;
     let output = exec.attach(0);
-    let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
-    let manner = Manner { input: flags.interactive, tty: flags.tty, detachable: false, watching: false, form };
+    let manner = Manner { input: flags.interactive, tty: flags.tty, form, ..Manner::COMMAND };
     let ended = converse(output, manner).await;
     drop(raw);
     let mut code = concluded(runtime, &sandbox, &found.id, ended).await;
     if let (Ok(code), Some(limit)) = (&mut code, request.timeout_ms)
         && exec.info().await.is_ok_and(|info| info.state == ExecState::TimedOut)
     {
-        anstream::eprintln!("wharf: the command was ended: its time limit of {} s has passed", limit as f64 / 1000.0);
+        note!("wharf: the command was ended: its time limit of {} s has passed", limit as f64 / 1000.0);
         *code = ExitCode::from(TIMED_OUT);
     }
     // A finished exec leaves nothing to look at.
@@ -61,10 +66,21 @@ pub(crate) async fn execute(
 /// How a conversation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// With the exit code of the other side.
-    Exited(i32),
-    /// The other side goes on.
-    Detached,
+    /// With the exit code of the other side, and so many bytes of output missing.
+    Exited { code: i32, missing: u64 },
+    /// Without an exit code: a session was removed.
+    Closed { missing: u64 },
+    /// We have left, and the other side goes on.
+    Left(Leaving),
+}
+
+/// Why we leave what goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// The keys to detach.
+    Keys,
+    Signal(i32),
+    TerminalGone,
 }
 
 /// The exit code of a conversation. If a signal or an error ended it because the whole sandbox has ended, says why.
@@ -74,7 +90,12 @@ async fn concluded(
     id: &SandboxId,
     ended: anyhow::Result<Ended>,
 ) -> anyhow::Result<ExitCode> {
-    let regular = matches!(ended, Ok(Ended::Detached | Ended::Exited(..=128)));
+    let regular = match &ended {
+        Ok(Ended::Left(_) | Ended::Closed { .. } | Ended::Exited { code: ..=128, .. }) => true,
+        Ok(Ended::Exited { .. }) => false,
+        // That is about us.
+        Err(error) => error.is::<CouldNotWrite>(),
+    };
     if !regular && !sandbox.health().await.is_ok_and(|health| health.status == HealthStatus::Ready) {
         for _ in 0..ENDING_CHECKS {
             // Whoever finds it without a way in is told the reason.
@@ -87,10 +108,22 @@ async fn concluded(
             }
         }
     }
-    ended.map(|ended| match ended {
-        Ended::Exited(code) => ExitCode::from(code as u8),
-        Ended::Detached => ExitCode::SUCCESS,
+    Ok(match ended? {
+        Ended::Exited { code, missing } => whole(missing, code as u8),
+        Ended::Closed { missing } => whole(missing, 0),
+        Ended::Left(Leaving::Keys) => ExitCode::SUCCESS,
+        Ended::Left(Leaving::Signal(signal)) => ExitCode::from(128 + signal as u8),
+        Ended::Left(Leaving::TerminalGone) => ExitCode::from(128 + Signal::HUP.as_raw() as u8),
     })
+}
+
+/// The exit code of what is whole only if nothing is missing.
+fn whole(missing: u64, code: u8) -> ExitCode {
+    if missing > 0 {
+        note!("wharf: the output is incomplete: {missing} bytes are missing");
+        return ExitCode::from(if code == 0 { INCOMPLETE } else { code });
+    }
+    ExitCode::from(code)
 }
 
 /// How to converse.
@@ -99,137 +132,224 @@ struct Manner {
     /// Whether standard input is passed on.
     input: bool,
     tty: bool,
-    /// Whether Ctrl-P Ctrl-Q leaves.
-    detachable: bool,
+    /// Whether leaving in any way (Ctrl-P Ctrl-Q, a signal, a terminal that goes) leaves the other side as it is.
+    stays: bool,
     /// Whether only output is wanted: Ctrl-C then ends this program and nothing else.
     watching: bool,
+    /// Whether it may end without an exit code.
+    session: bool,
     form: OutputForm,
 }
 
 impl Manner {
-    fn watching(form: OutputForm) -> Self {
-        Self { input: false, tty: false, detachable: false, watching: true, form }
-    }
+    /// A command whose caller we are.
+    const COMMAND: Self =
+        Self { input: false, tty: false, stays: false, watching: false, session: false, form: OutputForm::Table };
 }
 
-/// Carries output, input and signals until the other side ends; gives its exit code.
+/// Carries output, input and signals until the other side ends, or we leave it.
 async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
-    let Manner { input, tty, detachable, watching, form } = manner;
     let sender = output.input();
-    let (detach, mut detached) = tokio::sync::oneshot::channel();
-    let feeding = input.then(|| tokio::spawn(feed(sender.clone(), detachable.then_some(detach))));
-    let signals = (!watching).then(|| tokio::spawn(forward_signals(sender, tty)));
-    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let (leave, mut leaving) = tokio::sync::mpsc::channel(1);
+    let mut beside = JoinSet::new();
+    if manner.input {
+        beside.spawn(feed(sender.clone(), manner.stays.then(|| leave.clone())));
+    }
+    if !manner.watching {
+        let signals = Signals::install()?;
+        beside.spawn(signals.forward(
+            signal(SignalKind::window_change())?,
+            sender,
+            manner.tty,
+            manner.stays.then_some(leave),
+        ));
+    }
+    let writer = Writer::start();
+    let mut missing = 0;
     let ended = loop {
         let frame = tokio::select! {
             biased;
-            Ok(()) = &mut detached, if detachable => break Ended::Detached,
-            frame = output.next() => frame,
+            Some(why) = leaving.recv(), if manner.stays => break Some(Ended::Left(why)),
+            frame = output.next() => frame?,
         };
-        let frame = frame?;
-        if form == OutputForm::Json
-            && let Some(frame) = &frame
-            && show::frame(frame).is_err()
-        {
-            break Ended::Exited(BROKEN_PIPE.into());
-        }
-        match frame {
-            Some(Frame::Output { .. } | Frame::Gap { .. }) if form == OutputForm::Json => {}
-            Some(Frame::Output { stream, data, .. }) => {
-                let written = match stream {
-                    Stream::Stdout | Stream::Terminal => out.write_all(&data).and_then(|()| out.flush()),
-                    Stream::Stderr => err.write_all(&data),
-                };
-                // Nobody reads any more: that ends quietly, as for any program in a pipe.
-                if written.is_err() {
-                    break Ended::Exited(BROKEN_PIPE.into());
+        let (piece, last) = match frame {
+            Some(frame @ (Frame::Output { .. } | Frame::Gap { .. } | Frame::Exit { .. } | Frame::End { .. })) => {
+                if let Frame::Gap { from, to } = frame {
+                    missing += to.0 - from.0;
+                    let (start, end) = if manner.tty { ("\r\n", "\r") } else { ("", "") };
+                    note!("{start}wharf: {} bytes of output are no longer kept{end}", to.0 - from.0);
                 }
+                let last = match frame {
+                    Frame::Exit { code, signal } => {
+                        let code = code.or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+                        Some(Ended::Exited { code, missing })
+                    }
+                    Frame::End { .. } if manner.session => Some(Ended::Closed { missing }),
+                    Frame::End { .. } => bail!("the sandbox does not tell how the command ended"),
+                    _ => None,
+                };
+                let piece = match (manner.form, frame) {
+                    (OutputForm::Json, frame) => Some((Stream::Stdout, show::frame(&frame)?.into())),
+                    (OutputForm::Table, Frame::Output { stream, data, .. }) => Some((stream, data)),
+                    (OutputForm::Table, _) => None,
+                };
+                (piece, last)
             }
-            Some(Frame::Gap { from, to }) => {
-                anstream::eprintln!("\r\nwharf: {} bytes of output are no longer kept\r", to.0 - from.0);
+            Some(
+                Frame::Input { .. }
+                | Frame::InputAt { .. }
+                | Frame::InputEnd
+                | Frame::InputTaken { .. }
+                | Frame::Acknowledge { .. }
+                | Frame::Resize { .. }
+                | Frame::Signal { .. },
+            ) => (None, None),
+            None => bail!("the sandbox does not tell how the command ended"),
+        };
+        if let Some(piece) = piece {
+            // Signals and input go on while our own reader takes its time.
+            let room = loop {
+                tokio::select! {
+                    biased;
+                    Some(why) = leaving.recv(), if manner.stays => break Err(Ended::Left(why)),
+                    room = writer.room() => break Ok(room),
+                    () = output.pass_input_on() => {}
+                }
+            };
+            match room {
+                Ok(Some(room)) => room.send(piece),
+                // It has failed, and says why below.
+                Ok(None) => break None,
+                Err(left) => break Some(left),
             }
-            Some(Frame::Exit { code, signal }) => {
-                break Ended::Exited(code.or(signal.map(|signal| 128 + signal)).unwrap_or(1));
-            }
-            Some(Frame::End { .. }) | None => break Ended::Exited(0),
-            Some(Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. }) => {}
+        }
+        if let Some(last) = last {
+            break Some(last);
         }
     };
-    if let Some(signals) = signals {
-        signals.abort();
+    // From here on a signal ends us: nobody is left whom to pass it on to.
+    beside.shutdown().await;
+    let written = match ended {
+        Some(Ended::Left(_)) => return Ok(ended.unwrap_or(Ended::Closed { missing })),
+        _ if manner.watching => writer.finish().await,
+        _ => {
+            let mut signals = Signals::install()?;
+            tokio::select! {
+                biased;
+                written = writer.finish() => written,
+                signal = signals.next() => return Ok(Ended::Exited { code: 128 + signal, missing: 0 }),
+            }
+        }
+    };
+    match (written, ended) {
+        (Err(error), _) if manner.stays && error.downcast_ref().is_some_and(CouldNotWrite::terminal_has_gone) => {
+            Ok(Ended::Left(Leaving::TerminalGone))
+        }
+        (Err(error), _) => Err(error),
+        (Ok(()), Some(ended)) => Ok(ended),
+        (Ok(()), None) => bail!("the output was not written"),
     }
-    if let Some(feeding) = feeding {
-        feeding.abort();
-    }
-    Ok(ended)
 }
 
 /// Passes standard input on until its end, or until the keys to detach.
-async fn feed(sender: Input, detach: Option<tokio::sync::oneshot::Sender<()>>) {
+async fn feed(sender: Input, leave: Option<mpsc::Sender<Leaving>>) {
     let mut stdin = tokio::io::stdin();
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = BytesMut::new();
     let mut held = false;
     loop {
-        match stdin.read(&mut buffer).await {
+        buffer.reserve(READ_BYTES);
+        match stdin.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => {
-                sender.send(Frame::InputEnd).await;
+                match leave {
+                    // Ctrl-D is a byte in a raw terminal: only one that has gone ends.
+                    Some(leave) => drop(leave.send(Leaving::TerminalGone).await),
+                    None => drop(sender.send(Frame::InputEnd).await),
+                }
                 return;
             }
-            Ok(count) => {
-                let mut data = buffer[..count].to_vec();
-                if let Some(detach) = &detach
-                    && !detach.is_closed()
-                {
+            Ok(_) => {
+                let mut data = buffer.split().freeze();
+                if let Some(leave) = &leave {
                     // The first key waits for the next one, which says what it was.
                     if std::mem::take(&mut held) {
-                        data.insert(0, DETACH[0]);
+                        data = [&DETACH[..1], &data].concat().into();
                     }
                     if data.starts_with(&DETACH) {
-                        break;
+                        // The other side has ended by itself: then there is nothing to detach from.
+                        let _ = leave.send(Leaving::Keys).await;
+                        return;
                     }
                     if data == DETACH[..1] {
                         held = true;
                         continue;
                     }
                 }
-                if !sender.send(Frame::Input { data: data.into() }).await {
+                if !sender.send(Frame::Input { data }).await {
                     return;
                 }
             }
         }
     }
-    if let Some(detach) = detach {
-        // The other side has ended by itself: then there is nothing to detach from.
-        let _ = detach.send(());
-    }
 }
 
-/// Ctrl-C and the like go to the command; a second Ctrl-C kills it. The window's size follows ours.
-async fn forward_signals(sender: Input, tty: bool) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut resized = signal(SignalKind::window_change())?;
-    let mut interrupts = 0;
-    loop {
-        let number = tokio::select! {
-            _ = interrupt.recv() => {
-                interrupts += 1;
-                if interrupts > 1 { 9 } else { 2 }
-            }
-            _ = terminate.recv() => 15,
-            _ = hangup.recv() => 1,
-            _ = quit.recv() => 3,
-            _ = resized.recv() => {
-                if tty {
+/// The signals by which a person or the system ends a program in a terminal.
+#[derive(Debug)]
+struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+    quit: unix::Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    /// The next one, by its number.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+            _ = self.hangup.recv() => 1,
+            _ = self.quit.recv() => 3,
+        }
+    }
+
+    /// Ctrl-C and the like go to the command; a second Ctrl-C kills it. What stays is left instead. The window's size
+    /// follows ours.
+    async fn forward(
+        mut self,
+        mut resized: unix::Signal,
+        sender: Input,
+        tty: bool,
+        leave: Option<mpsc::Sender<Leaving>>,
+    ) {
+        let mut interrupts = 0;
+        loop {
+            let number = tokio::select! {
+                _ = resized.recv() => None,
+                number = self.next() => Some(number),
+            };
+            match (number, &leave) {
+                (None, _) if tty => {
                     let size = terminal::size();
                     sender.send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
                 }
-                continue;
+                (None, _) => {}
+                (Some(number), Some(leave)) => drop(leave.send(Leaving::Signal(number)).await),
+                (Some(number), None) => {
+                    interrupts += u32::from(number == 2);
+                    let number = if number == 2 && interrupts > 1 { 9 } else { number };
+                    sender.send(Frame::Signal { signal: number }).await;
+                }
             }
-        };
-        sender.send(Frame::Signal { signal: number }).await;
+        }
     }
 }
 
@@ -248,16 +368,17 @@ pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result
     let output = session.attach(None);
     output.input().send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
     let raw = RawTerminal::enter()?;
-    let manner = Manner { input: true, tty: true, detachable: true, watching: false, form: OutputForm::Table };
+    let manner = Manner { input: true, tty: true, stays: true, session: true, ..Manner::COMMAND };
     let ended = converse(output, manner).await;
     drop(raw);
     let alternate = session.screen().await.is_ok_and(|screen| screen.alternate);
     terminal::leave_program(alternate);
     match ended {
-        Ok(Ended::Detached) => {
-            anstream::eprintln!("\nthe shell goes on: `wharf shell {}` comes back to it", arguments.name)
+        Ok(Ended::Left(_)) => {
+            note!("\nthe shell goes on: `wharf shell {}` comes back to it", arguments.name)
         }
-        _ => anstream::eprintln!(),
+        Ok(_) => note!(),
+        Err(_) => note!("\nthe shell goes on if its sandbox does: `wharf shell {}` comes back to it", arguments.name),
     }
     concluded(runtime, &sandbox, &arguments.name, ended).await
 }
@@ -265,8 +386,8 @@ pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result
 /// `wharf attach`.
 pub(crate) async fn attach(runtime: &Runtime, arguments: Attach, form: OutputForm) -> anyhow::Result<ExitCode> {
     let sandbox = ready(runtime, &arguments.name).await?.client()?;
-    let (output, _) = find_output(&sandbox, &arguments.id, arguments.offset).await?;
-    watch(runtime, &sandbox, &arguments.name, output, form).await
+    let found = find_output(&sandbox, &arguments.id, arguments.offset).await?;
+    watch(runtime, &sandbox, &arguments.name, found, form).await
 }
 
 /// Shows output until its end, and passes nothing on.
@@ -274,55 +395,75 @@ async fn watch(
     runtime: &Runtime,
     sandbox: &Client,
     id: &SandboxId,
-    output: Output,
+    found: FoundOutput,
     form: OutputForm,
 ) -> anyhow::Result<ExitCode> {
-    let ended = converse(output, Manner::watching(form)).await;
+    let manner = Manner { watching: true, session: found.session, form, ..Manner::COMMAND };
+    let ended = converse(found.output, manner).await;
     concluded(runtime, sandbox, id, ended).await
 }
 
-/// The output of an exec or a session, whichever has this id, and where it ends so far.
-async fn find_output(sandbox: &Client, id: &str, offset: u64) -> anyhow::Result<(Output, ByteOffset)> {
+/// The output of an exec or a session.
+struct FoundOutput {
+    output: Output,
+    /// Where it ends so far.
+    end: ByteOffset,
+    session: bool,
+}
+
+/// The output of whichever has this id.
+async fn find_output(sandbox: &Client, id: &str, offset: u64) -> anyhow::Result<FoundOutput> {
     if let Some(exec) = sandbox.execs().await?.into_iter().find(|exec| exec.id.as_str() == id) {
-        return Ok((sandbox.find_exec(exec.id).attach(offset), exec.output_end));
+        let output = sandbox.find_exec(exec.id).watch(offset);
+        return Ok(FoundOutput { output, end: exec.output_end, session: false });
     }
     match sandbox.sessions().await?.into_iter().find(|session| session.id.as_str() == id) {
-        Some(session) => Ok((sandbox.find_session(session.id).attach(Some(offset)), session.output_end)),
-        None => bail!("neither an exec nor a session has the id `{id}`; `wharf inspect` lists them"),
+        Some(session) => {
+            let output = sandbox.find_session(session.id).attach(Some(offset));
+            Ok(FoundOutput { output, end: session.output_end, session: true })
+        }
+        None => bail!("neither an exec nor a session has the id `{id}`; `wharf ps` lists them"),
     }
 }
 
 /// `wharf logs`.
 pub(crate) async fn logs(runtime: &Runtime, arguments: Logs, form: OutputForm) -> anyhow::Result<ExitCode> {
     let Some(id) = arguments.id else {
-        let log = runtime.log(&arguments.name).await?;
-        std::io::stdout().write_all(&log)?;
+        out::write(&runtime.log(&arguments.name).await?)?;
         return Ok(ExitCode::SUCCESS);
     };
     let sandbox = ready(runtime, &arguments.name).await?.client()?;
-    let (mut output, end) = find_output(&sandbox, &id, 0).await?;
+    let mut found = find_output(&sandbox, &id, 0).await?;
     if arguments.follow {
-        return watch(runtime, &sandbox, &arguments.name, output, form).await;
+        return watch(runtime, &sandbox, &arguments.name, found, form).await;
     }
-    let mut at = 0;
-    while at < end.0 {
-        let frame = output.next().await?;
-        if form == OutputForm::Json
-            && let Some(frame) = &frame
-        {
-            show::frame(frame)?;
+    let (mut at, mut missing) = (0, 0);
+    while at < found.end.0 {
+        let Some(frame) = found.output.next().await? else { break };
+        if form == OutputForm::Json {
+            out::write(&show::frame(&frame)?)?;
         }
         match frame {
-            Some(Frame::Output { offset, data, .. }) => {
+            Frame::Output { offset, data, .. } => {
                 at = offset.0 + data.len() as u64;
                 if form == OutputForm::Table {
-                    std::io::stdout().write_all(&data)?;
+                    out::write(&data)?;
                 }
             }
-            Some(Frame::Gap { from, to }) => anstream::eprintln!("wharf: {} bytes are no longer kept", to.0 - from.0),
-            Some(Frame::Exit { .. } | Frame::End { .. }) | None => break,
-            Some(Frame::Input { .. } | Frame::InputEnd | Frame::Resize { .. } | Frame::Signal { .. }) => {}
+            Frame::Gap { from, to } => {
+                at = to.0;
+                missing += to.0 - from.0;
+                note!("wharf: {} bytes are no longer kept", to.0 - from.0);
+            }
+            Frame::Exit { .. } | Frame::End { .. } => break,
+            Frame::Input { .. }
+            | Frame::InputAt { .. }
+            | Frame::InputEnd
+            | Frame::InputTaken { .. }
+            | Frame::Acknowledge { .. }
+            | Frame::Resize { .. }
+            | Frame::Signal { .. } => {}
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(whole(missing + found.end.0.saturating_sub(at), 0))
 }

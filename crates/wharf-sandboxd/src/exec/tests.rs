@@ -1,5 +1,5 @@
 use super::*;
-use crate::process::users::current_user;
+use crate::{output_log::OutputBudget, process::users::current_user};
 
 fn place() -> Place {
     let environment = Environment::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]);
@@ -14,7 +14,11 @@ struct Harness {
 
 impl Harness {
     fn new() -> Self {
-        Self { execs: Execs::new(4, 1 << 20), tasks: TaskTracker::new(), shutdown: CancellationToken::new() }
+        Self {
+            execs: Execs::new(4, 1 << 20, OutputBudget::new(64 << 20)),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        }
     }
 
     fn start(&self, request: ExecRequest) -> Result<(Arc<Exec>, bool), Problem> {
@@ -61,7 +65,7 @@ async fn input_reaches_the_process_up_to_its_end() {
     let (exec, _) = harness.start(ExecRequest { stdin: true, ..sh("cat; echo done") }).unwrap();
     exec.write(b"hello ").await.unwrap();
     exec.write(b"you\n").await.unwrap();
-    exec.end_input().await;
+    exec.end_input();
     assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
     assert_eq!(printed(&exec, Stream::Stdout), "hello you\ndone\n");
     assert_eq!(exec.write(b"late").await.unwrap_err().kind, ProblemKind::Conflict);
@@ -89,15 +93,23 @@ async fn a_time_limit_kills_the_whole_tree() {
     assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
 }
 
+/// Ends what a test has left behind in the background.
+fn clean_up(pid: &str) {
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).expect("it was left running");
+}
+
 #[tokio::test]
-async fn what_is_left_in_the_background_ends_with_the_exec() {
+async fn what_is_left_in_the_background_outlives_the_exec() {
     let harness = Harness::new();
-    let (exec, _) = harness.start(sh("sleep 1000 & echo $!")).unwrap();
-    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
-    let pid = printed(&exec, Stream::Stdout);
-    assert!(stat(&pid).contains("sleep"), "it runs on as long as the exec is kept");
-    harness.execs.remove(exec.id()).await;
-    assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
+    for script in ["sleep 1000 & echo $!", "nohup setsid sleep 1000 >/dev/null 2>&1 & echo $!"] {
+        let (exec, _) = harness.start(sh(script)).unwrap();
+        assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+        let pid = printed(&exec, Stream::Stdout);
+        harness.execs.remove(exec.id()).await;
+        assert!(!stat(&pid).is_empty() && !stat(&pid).contains(") Z "), "{}", stat(&pid));
+        clean_up(&pid);
+    }
 }
 
 #[tokio::test]
@@ -128,6 +140,118 @@ async fn what_cannot_run_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn finished_execs_make_place_for_new_ones_oldest_first() {
+    let harness = Harness::new();
+    let mut ids = Vec::new();
+    for number in 0..300 {
+        let (exec, _) = harness.start(sh("echo $0")).unwrap_or_else(|problem| panic!("{number}: {problem}"));
+        exec.wait().await;
+        ids.push(exec.id().clone());
+    }
+    let kept: Vec<bool> = ids.iter().map(|id| harness.execs.find(id).is_some()).collect();
+    assert_eq!(kept, [vec![false; 296], vec![true; 4]].concat());
+    let here = harness.execs.find(&ids[296]).unwrap().arrive();
+    harness.start(sh("sleep 1000")).unwrap();
+    assert!(harness.execs.find(&ids[296]).is_some() && harness.execs.find(&ids[297]).is_none(), "it is being read");
+    drop(here);
+    harness.shutdown.cancel();
+}
+
+/// Reads as the caller does, one frame's worth at a time.
+async fn read_slowly(exec: &Exec, until: u64) -> Vec<u8> {
+    let (mut at, mut bytes) = (ByteOffset(0), Vec::new());
+    loop {
+        let read = exec.log().read(at, 100_000);
+        for frame in &read.frames {
+            let Frame::Output { data, .. } = frame else { panic!("{frame:?}") };
+            bytes.extend_from_slice(data);
+        }
+        at = read.next;
+        if read.finished || at.0 >= until {
+            return bytes;
+        }
+        exec.log().acknowledge(at);
+        tokio::task::yield_now().await;
+        exec.log().wait_beyond(at).await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_waits_for_a_slow_reader_and_loses_nothing() {
+    let harness = Harness::new();
+    let request = ExecRequest { when_full: WhenFull::Wait, ..sh("seq 1 3000000; seq 1 30 >&2") };
+    let (exec, _) = harness.start(request).unwrap();
+    let here = exec.arrive();
+    // All that goes in without a reader: the log and the pipe.
+    exec.log().wait_beyond(ByteOffset(900_000)).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(500), exec.log().wait_beyond(ByteOffset(1 << 20))).await;
+    assert!(waiting.is_err() && exec.info().state == ExecState::Running, "{:?}", exec.info());
+    let bytes = read_slowly(&exec, u64::MAX).await;
+    let expected: String =
+        (1..=3_000_000).map(|n| format!("{n}\n")).chain((1..=30).map(|n| format!("{n}\n"))).collect();
+    assert_eq!(bytes.len(), expected.len());
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    drop(here);
+}
+
+#[tokio::test]
+async fn the_last_words_before_the_end_come_whole_however_late_they_are_read() {
+    let harness = Harness::new();
+    let request = ExecRequest { when_full: WhenFull::Wait, ..sh("head -c 1030000 /dev/zero; exec sleep 1000 >&2 &") };
+    let (exec, _) = harness.start(request).unwrap();
+    let here = exec.arrive();
+    exec.log().wait_beyond(ByteOffset(900_000)).await;
+    exec.process_ended.cancelled().await;
+    tokio::time::sleep(2 * LINGER).await;
+    assert_eq!(read_slowly(&exec, u64::MAX).await.len(), 1_030_000);
+    drop(here);
+    tree::end(exec.tree, exec.pid, Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_caller_who_has_gone_for_good_is_not_waited_for() {
+    let harness = Harness::new();
+    let gone = |on_disconnect| ExecRequest {
+        when_full: WhenFull::Wait,
+        on_disconnect,
+        disconnect_grace_ms: Some(100),
+        ..sh("trap '' HUP TERM; head -c 3000000 /dev/zero; echo done >&2; exit 5")
+    };
+    let (exec, _) = harness.start(gone(OnDisconnect::KeepRunning)).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 5 });
+    assert_eq!(exec.info().output_end.0, 3_000_005);
+    let (exec, _) = harness.start(ExecRequest { argv: sh("sleep 1000").argv, ..gone(OnDisconnect::Kill) }).unwrap();
+    assert!(matches!(exec.wait().await.state, ExecState::Signalled { .. }));
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_borne_for_the_grace_and_a_close_ends_at_once() {
+    let harness = Harness::new();
+    let request =
+        |grace| ExecRequest { on_disconnect: OnDisconnect::Kill, disconnect_grace_ms: grace, ..sh("sleep 1000") };
+    let (exec, _) = harness.start(request(None)).unwrap();
+    drop(exec.arrive());
+    let still = tokio::time::timeout(Duration::from_millis(300), exec.wait()).await;
+    assert!(still.is_err(), "45 s have not passed");
+    let (watcher, caller) = (exec.arrive(), exec.arrive());
+    caller.leave();
+    assert!(tokio::time::timeout(Duration::from_millis(300), exec.wait()).await.is_err(), "another is there");
+    watcher.leave();
+    exec.wait().await;
+    let (never_attached, _) = harness.start(request(Some(100))).unwrap();
+    never_attached.wait().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_asks_with_sigterm_before_it_kills() {
+    let harness = Harness::new();
+    let script = "trap 'echo asked; exit 3' TERM; trap 'echo hung up' HUP; while :; do sleep 0.05; done";
+    let (exec, _) = harness.start(ExecRequest { timeout_ms: Some(200), ..sh(script) }).unwrap();
+    assert_eq!(exec.wait().await.state, ExecState::TimedOut);
+    assert_eq!(printed(&exec, Stream::Stdout), "asked\n");
+}
+
+#[tokio::test]
 async fn endless_output_stays_within_the_log() {
     let harness = Harness::new();
     let (exec, _) = harness.start(sh("yes | head -c 30000000")).unwrap();
@@ -141,7 +265,7 @@ async fn a_child_that_keeps_the_input_does_not_hold_up_the_end() {
     let harness = Harness::new();
     let script = "exec 3<&0; sleep 1000 <&3 >&- 2>&- & head -c 1 >/dev/null; echo $!";
     let (exec, _) = harness.start(ExecRequest { stdin: true, ..sh(script) }).unwrap();
-    let (written, ended) = tokio::join!(exec.write(&[b'x'; 1 << 20]), exec.wait());
+    let (written, ended) = tokio::join!(exec.write(&[b'x'; 4 << 20]), exec.wait());
     assert_eq!(written.unwrap_err().kind, ProblemKind::Conflict, "the sleeper never reads");
     assert_eq!(ended.state, ExecState::Exited { code: 0 });
     assert!(harness.execs.remove(exec.id()).await);
@@ -165,13 +289,16 @@ async fn what_is_left_in_the_background_may_go_on_printing() {
 }
 
 #[tokio::test]
-async fn a_process_that_left_its_environment_session_and_parent_ends_with_the_exec() {
+async fn a_process_that_left_its_environment_session_and_parent_ends_with_a_running_exec() {
     let harness = Harness::new();
-    let script = "env -i setsid /bin/sh -c '/bin/sleep 1000 >/dev/null 2>&1 & echo $!' | cat";
+    let script = "env -i setsid /bin/sh -c '/bin/sleep 1000 >/dev/null 2>&1 & echo $!' | cat; sleep 1000";
     let (exec, _) = harness.start(sh(script)).unwrap();
-    assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
+    exec.log().wait_beyond(ByteOffset(0)).await;
     let pid = printed(&exec, Stream::Stdout);
-    assert!(stat(&pid).contains("sleep"));
+    // It is a shell's copy until it has started.
+    while !stat(&pid).contains("sleep") {
+        tokio::task::yield_now().await;
+    }
     harness.execs.remove(exec.id()).await;
     assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
 }

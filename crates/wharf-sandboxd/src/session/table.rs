@@ -88,6 +88,7 @@ impl Sessions {
         }
         let mut reservation = Reservation { sessions: self, id: Some(id.clone()) };
         let session = Session::start(settings, view, core.tasks.clone(), core.shutdown.child_token()).await?;
+        core.bound()?.output.include(session.log());
         self.table().insert(id, Slot::Open(session.clone()));
         reservation.id = None;
         Ok(session)

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 mod basics;
 mod escapes;
 mod mounts;
+mod streams;
 mod walls;
 
 /// Somebody without any privilege, whom the machine need not know.

@@ -100,6 +100,7 @@ fn check_limits(limits: &Limits) -> Result<(), ApiError> {
         ("execs", u64::from(limits.execs)),
         ("connections", u64::from(limits.connections)),
         ("output_bytes", limits.output_bytes),
+        ("output_total_bytes", limits.output_total_bytes),
         ("request_bytes", limits.request_bytes),
         ("upload_bytes", limits.upload_bytes),
         ("archive_entries", limits.archive_entries),

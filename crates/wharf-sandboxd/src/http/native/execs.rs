@@ -13,17 +13,16 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::BoxStream};
 use serde::Deserialize;
 use wharf_protocol::{
-    ByteOffset, ExecId, ExecInfo, ExecRequest, Frame, OnDisconnect, Problem, ProblemKind, ResizeRequest, SignalName,
-    SignalRequest,
+    ByteOffset, ExecId, ExecInfo, ExecRequest, Frame, Problem, ProblemKind, ResizeRequest, SignalName, SignalRequest,
 };
 
 use super::stream::{self, Asked, Caller};
 use crate::{
     core::Core,
-    exec::{Exec, Place},
+    exec::{Exec, Here, Place},
     http::problem::{ApiError, ApiJson, ApiPath, ApiQuery},
 };
 
@@ -60,7 +59,7 @@ pub(super) async fn create(
     Ok((if started { StatusCode::CREATED } else { StatusCode::OK }, Json(exec.info())))
 }
 
-/// All execs, oldest first; a finished one stays until it is removed.
+/// All execs, oldest first. A finished one stays for a day, or until it is removed or makes place for a new one.
 #[utoipa::path(get, path = "/v1/execs", tag = "execs", responses((status = 200, body = Vec<ExecInfo>)))]
 pub(super) async fn list(State(core): State<Arc<Core>>) -> Result<Json<Vec<ExecInfo>>, ApiError> {
     let mut execs: Vec<ExecInfo> = core.bound()?.execs.list().iter().map(|exec| exec.info()).collect();
@@ -79,7 +78,8 @@ pub(super) async fn show(
     Ok(Json(find(&core, &id)?.info()))
 }
 
-/// Ends the whole process tree and forgets the exec and its output.
+/// Forgets the exec and its output. If it runs its whole process tree is ended first; what a finished one has left behind
+/// in the background belongs to the sandbox.
 #[utoipa::path(
     delete, path = "/v1/execs/{id}", tag = "execs", params(("id" = String, Path)),
     responses((status = 204, description = "gone"), (status = 404, body = Problem)),
@@ -120,7 +120,7 @@ pub(super) async fn stdin(
         exec.write(&data).await?;
     }
     if query.end {
-        exec.end_input().await;
+        exec.end_input();
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -160,6 +160,10 @@ pub(super) struct OutputQuery {
     /// Whether to go on until the process has ended.
     #[serde(default)]
     follow: bool,
+    /// Whether to look on only: the process waits for somebody else's reading, and may be killed with somebody else's
+    /// going.
+    #[serde(default)]
+    watch: bool,
 }
 
 /// The output as frames: a WebSocket (both ways), server-sent events or newline-delimited JSON.
@@ -176,8 +180,13 @@ pub(super) async fn output(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let exec = find(&core, &id)?;
-    let asked = Asked { from: query.offset.unwrap_or_default(), follow: query.follow, first: None, ending: None };
-    Ok(stream::answer(exec.log().clone(), asked, &headers, upgrade.ok(), ExecCaller(exec), &core))
+    let from = query.offset.unwrap_or_default();
+    let is_caller = !query.watch && (query.follow || upgrade.is_ok());
+    let mut caller = ExecCaller { here: is_caller.then(|| exec.arrive()), exec };
+    // It asks for nothing before that again.
+    caller.read(from);
+    let asked = Asked { from, follow: query.follow, first: None, ending: None };
+    Ok(stream::answer(caller.exec.log().clone(), asked, &headers, upgrade.ok(), caller, &core))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -198,30 +207,51 @@ pub(super) async fn wait(
     ApiQuery(query): ApiQuery<WaitQuery>,
 ) -> Result<Json<ExecInfo>, ApiError> {
     let exec = find(&core, &id)?;
+    let _here = exec.arrive();
     let patience = Duration::from_millis(query.timeout_ms.unwrap_or(30_000));
     Ok(Json(tokio::time::timeout(patience, exec.wait()).await.unwrap_or_else(|_| exec.info())))
 }
 
 /// What a WebSocket's client may do to an exec.
-struct ExecCaller(Arc<Exec>);
+struct ExecCaller {
+    exec: Arc<Exec>,
+    /// While it is its caller and no mere watcher.
+    here: Option<Here>,
+}
 
 impl Caller for ExecCaller {
     async fn frame(&mut self, frame: Frame) -> Result<(), ApiError> {
         match frame {
-            Frame::Input { data } => self.0.write(&data).await?,
-            Frame::InputEnd => self.0.end_input().await,
-            Frame::Resize { rows, columns } => self.0.resize(rows, columns)?,
-            Frame::Signal { signal } => self.0.signal(stream::signal_of(&SignalName::Number(signal))?)?,
-            Frame::Output { .. } | Frame::Gap { .. } | Frame::Exit { .. } | Frame::End { .. } => {
+            Frame::Input { data } => self.exec.queue(None, data).await?,
+            Frame::InputAt { offset, data } => self.exec.queue(Some(offset), data).await?,
+            Frame::InputEnd => self.exec.end_input_once(),
+            Frame::Acknowledge { offset } => self.read(offset),
+            Frame::Resize { rows, columns } => self.exec.resize(rows, columns)?,
+            Frame::Signal { signal } => self.exec.signal(stream::signal_of(&SignalName::Number(signal))?)?,
+            Frame::Output { .. }
+            | Frame::Gap { .. }
+            | Frame::Exit { .. }
+            | Frame::End { .. }
+            | Frame::InputTaken { .. } => {
                 return Err(ApiError::invalid("frame", "output", "a client does not send output"));
             }
         }
         Ok(())
     }
 
-    async fn gone(self) {
-        if self.0.request().on_disconnect == OnDisconnect::Kill {
-            self.0.end().await;
+    fn told(&self) -> BoxStream<'static, Frame> {
+        self.exec.input_taken()
+    }
+
+    fn read(&mut self, offset: ByteOffset) {
+        if self.here.is_some() {
+            self.exec.log().acknowledge(offset);
+        }
+    }
+
+    fn left(mut self) {
+        if let Some(here) = self.here.take() {
+            here.leave();
         }
     }
 }

@@ -298,7 +298,7 @@ struct SessionCaller {
 impl Caller for SessionCaller {
     async fn frame(&mut self, frame: Frame) -> Result<(), ApiError> {
         match frame {
-            Frame::Input { data } => Ok(self.session.type_bytes(&data).await?),
+            Frame::Input { data } | Frame::InputAt { data, .. } => Ok(self.session.type_bytes(&data).await?),
             Frame::Resize { rows, columns } => {
                 let size = checked(TerminalSize { rows, columns })?;
                 self.terminal.get_or_insert_with(|| self.session.attach_terminal());
@@ -309,11 +309,15 @@ impl Caller for SessionCaller {
             }
             // A terminal has no end of input but the one that is typed.
             Frame::InputEnd => Ok(()),
-            Frame::Output { .. } | Frame::Gap { .. } | Frame::Exit { .. } | Frame::End { .. } => {
-                Err(ApiError::invalid("frame", "output", "a client does not send output"))
-            }
+            // A session waits for no reader.
+            Frame::Acknowledge { .. } => Ok(()),
+            Frame::Output { .. }
+            | Frame::Gap { .. }
+            | Frame::Exit { .. }
+            | Frame::End { .. }
+            | Frame::InputTaken { .. } => Err(ApiError::invalid("frame", "output", "a client does not send output")),
         }
     }
 
-    async fn gone(self) {}
+    fn left(self) {}
 }

@@ -27,11 +27,19 @@ pub(super) trait Caller: Send + 'static {
     /// Carries out one frame.
     fn frame(&mut self, frame: Frame) -> impl Future<Output = Result<(), ApiError>> + Send;
 
-    /// The client has gone before the end of the output.
-    fn gone(self) -> impl Future<Output = ()> + Send;
+    /// What the client is told beside the output.
+    fn told(&self) -> stream::BoxStream<'static, Frame> {
+        Box::pin(stream::pending())
+    }
+
+    /// A client who only reads has taken what lies before `offset`.
+    fn read(&mut self, _offset: ByteOffset) {}
+
+    /// The client has closed the conversation before the end of the output. One whose connection breaks is dropped.
+    fn left(self);
 }
 
-/// A client's end of input when it cannot send any.
+/// Follows a log.
 pub(super) struct Reader {
     log: OutputLog,
     at: ByteOffset,
@@ -127,12 +135,14 @@ pub(super) fn answer<C: Caller>(
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
-    let frames = stream::unfold(reader, move |mut reader| async move {
+    let frames = stream::unfold((reader, caller), move |(mut reader, mut caller)| async move {
+        // What came before is on its way when more is asked for.
+        caller.read(reader.at);
         let text = match tokio::time::timeout(HEARTBEAT, reader.next()).await {
             Ok(frames) => frames?.iter().map(|frame| line(frame, events)).collect(),
             Err(_) => if events { ":\n\n" } else { "\n" }.to_owned(),
         };
-        Some((Ok::<_, Infallible>(Bytes::from(text)), reader))
+        Some((Ok::<_, Infallible>(Bytes::from(text)), (reader, caller)))
     });
     let media_type = if events { "text/event-stream" } else { "application/x-ndjson" };
     ([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")], Body::from_stream(frames))
@@ -144,9 +154,20 @@ fn line(frame: &Frame, event: bool) -> String {
     if event { format!("data: {json}\n\n") } else { format!("{json}\n") }
 }
 
+/// How a conversation ended.
+enum Ended {
+    /// The output has ended, or the client was refused.
+    ByUs,
+    /// The client has closed it.
+    Closed,
+    /// The connection broke.
+    Broken,
+}
+
 /// Sends frames and carries out the client's, until the output ends or the client goes.
 async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: C) {
     let (mut sink, mut source) = socket.split();
+    let mut told = caller.told();
     // The client's frames are carried out beside the sending: input that blocks must not hold up output.
     let (refused, mut refusals) = tokio::sync::mpsc::channel::<ApiError>(1);
     let listen = async {
@@ -154,7 +175,7 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
             let frame = match message {
                 Message::Binary(data) => Frame::decode(data).map_err(|error| error.to_string()),
                 Message::Text(text) => serde_json::from_str(&text).map_err(|error| error.to_string()),
-                Message::Close(_) => break,
+                Message::Close(_) => return Ended::Closed,
                 Message::Ping(_) | Message::Pong(_) => continue,
             };
             let done = match frame {
@@ -171,6 +192,7 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
                 _ => {}
             }
         }
+        Ended::Broken
     };
     let speak = async {
         loop {
@@ -180,8 +202,9 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
                     let reason: String = error.problem().to_string().chars().take(100).collect();
                     let frame = CloseFrame { code: close_code::POLICY, reason: reason.into() };
                     let _ = sink.send(Message::Close(Some(frame))).await;
-                    return true;
+                    return Ended::ByUs;
                 }
+                Some(frame) = told.next() => Ok(Some(vec![frame])),
                 frames = tokio::time::timeout(HEARTBEAT, reader.next()) => frames,
             };
             let sent = match frames {
@@ -189,7 +212,7 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
                 Ok(None) => {
                     let frame = CloseFrame { code: close_code::NORMAL, reason: "".into() };
                     let _ = sink.send(Message::Close(Some(frame))).await;
-                    return true;
+                    return Ended::ByUs;
                 }
                 Ok(Some(frames)) => {
                     let mut sent = Ok(());
@@ -200,16 +223,17 @@ async fn converse<C: Caller>(socket: WebSocket, mut reader: Reader, mut caller: 
                 }
             };
             if sent.is_err() {
-                return false;
+                return Ended::Broken;
             }
         }
     };
-    let finished = tokio::select! {
-        finished = speak => finished,
-        () = listen => false,
+    let ended = tokio::select! {
+        ended = speak => ended,
+        ended = listen => ended,
     };
-    if !finished {
-        caller.gone().await;
+    match ended {
+        Ended::Closed => caller.left(),
+        Ended::ByUs | Ended::Broken => drop(caller),
     }
 }
 
