@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wharf_client::Route;
 use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
 
 use crate::{
@@ -101,7 +100,7 @@ impl Sandbox {
     /// When it does not run, or its key cannot be read, for instance by another user.
     pub fn client(&self) -> Result<wharf_client::Sandbox, RuntimeError> {
         match &self.place {
-            Place::Local(record) => Ok(wharf_client::Sandbox::new(Route::Unix(record.socket.clone()), record.key()?)),
+            Place::Local(record) => Ok(wharf_client::Sandbox::new(record.route(), record.key()?)),
             Place::Kubernetes(found) => found.sandbox().ok_or_else(|| RuntimeError::NoRoute(self.id.clone())),
         }
     }

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use axum::Router;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use wharf_protocol::{Secret, SecretDigest};
@@ -60,7 +64,15 @@ async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
     let mut listeners = Vec::new();
     for listen in &options.listen {
-        listeners.push(Listener::open(listen).await.with_context(|| format!("could not listen at {listen:?}"))?);
+        let opened = match listen {
+            Listen::Inherited(number) => Listener::inherit(inherited(*number)?),
+            Listen::Unix(_) | Listen::Tcp(_) => Listener::open(listen).await,
+        };
+        listeners.push(opened.with_context(|| format!("could not listen at {listen:?}"))?);
+    }
+    if let Some(maker) = options.maker_fd {
+        let maker = pipe::Receiver::from_owned_fd(inherited(maker)?).context("could not watch --maker-fd")?;
+        core.tasks.spawn(end_without(maker, core.clone()));
     }
     if let Some(ready) = options.ready_fd {
         rustix::io::write(inherited(ready)?, b"r").context("could not write to --ready-fd")?;
@@ -112,6 +124,18 @@ async fn live(
     tree::end_descendants(stop).await;
     serving.wait().await;
     Ok(())
+}
+
+/// Ends a sandbox whose maker has gone before it has bound it: nobody else knows the secret.
+async fn end_without(mut maker: pipe::Receiver, core: Arc<Core>) {
+    let gone = async move {
+        // Nothing is ever sent.
+        while maker.read(&mut [0]).await.is_ok_and(|count| count > 0) {}
+    };
+    if core.shutdown.run_until_cancelled(gone).await.is_some() && core.identity().is_err() {
+        tracing::error!("whoever started this sandbox has gone before binding it");
+        core.shutdown.cancel();
+    }
 }
 
 /// Ends on SIGTERM and SIGINT.

@@ -10,6 +10,8 @@ use wharf_protocol::SecretDigest;
 pub enum Listen {
     Unix(PathBuf),
     Tcp(SocketAddr),
+    /// A unix socket that our parent has bound and given us.
+    Inherited(i32),
 }
 
 impl FromStr for Listen {
@@ -24,11 +26,14 @@ impl FromStr for Listen {
                 Err("the path of a unix socket must be absolute".to_owned())
             };
         }
+        if let Some(number) = text.strip_prefix("fd:") {
+            return number.parse().map(Self::Inherited).map_err(|_| "expected fd:NUMBER".to_owned());
+        }
         text.strip_prefix("tcp:")
             .unwrap_or(text)
             .parse()
             .map(Self::Tcp)
-            .map_err(|_| "expected unix:/path/to/socket or tcp:ADDRESS:PORT".to_owned())
+            .map_err(|_| "expected unix:/path/to/socket, fd:NUMBER or tcp:ADDRESS:PORT".to_owned())
     }
 }
 
@@ -67,7 +72,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("bind_secret").required(true).args(["bind_secret_file", "bind_secret_fd", "bind_secret_sha256"]))]
 pub struct ServeOptions {
-    /// unix:/path/to/socket or tcp:ADDRESS:PORT; may be given several times.
+    /// unix:/path/to/socket, fd:N (an inherited unix socket that is bound), or tcp:ADDRESS:PORT; may be given several times.
     #[arg(long, required = true, value_name = "WHERE")]
     pub listen: Vec<Listen>,
     /// A file that holds the bind secret; white space around it is ignored.
@@ -85,6 +90,9 @@ pub struct ServeOptions {
     /// A file of the control group with a line `oom_kill N`: how many of its processes were killed for want of memory.
     #[arg(long, value_name = "FILE")]
     pub memory_events: Option<PathBuf>,
+    /// An inherited pipe whose other end whoever binds this sandbox holds: when it is closed before that, we end.
+    #[arg(long, value_name = "N")]
+    pub maker_fd: Option<i32>,
     /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_seconds: u64,
@@ -164,6 +172,10 @@ mod tests {
             parse("wharf-sandboxd serve --listen unix:/x --listen tcp:127.0.0.1:0 --bind-secret-fd 3").unwrap();
         let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
         assert_eq!(serve.listen, [Listen::Unix("/x".into()), Listen::Tcp("127.0.0.1:0".parse().unwrap())]);
+        let options = parse("wharf-sandboxd serve --listen fd:5 --maker-fd 4 --bind-secret-fd 3").unwrap();
+        let Some(Command::Serve(serve)) = options.command else { panic!("no serve") };
+        assert_eq!((serve.listen, serve.maker_fd), (vec![Listen::Inherited(5)], Some(4)));
+        assert!(parse("wharf-sandboxd serve --listen fd:x --bind-secret-fd 3").is_err());
         assert!(parse("wharf-sandboxd serve --listen unix:rel --bind-secret-fd 3").is_err());
         let digest = "ab".repeat(32);
         let options = parse(&format!("wharf-sandboxd serve --listen unix:/x --bind-secret-sha256 {digest}")).unwrap();

@@ -108,7 +108,14 @@ fn local_hint(error: &LocalError) -> Option<String> {
         }
         LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
         LocalError::Protect { .. } => Some("`--unprotect PATH` lets the sandbox write it".to_owned()),
+        LocalError::Record { name, .. } => {
+            Some(format!("another version may have made it; `wharf rm {name}` removes it"))
+        }
+        LocalError::Unkillable { .. } => {
+            Some("it may wait for a disk or a network file system that is gone".to_owned())
+        }
         LocalError::Start { .. }
+        | LocalError::Ids { .. }
         | LocalError::Busy(_)
         | LocalError::Spec { .. }
         | LocalError::Launcher { .. }

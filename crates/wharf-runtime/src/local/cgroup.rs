@@ -6,11 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::plan::Bounds;
+use super::{
+    plan::Bounds,
+    process::{Held, Unkillable},
+};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// All our groups are below one of this name.
 const PARENT: &str = "wharf";
+/// How long killed processes have to end.
+const KILL_PATIENCE: Duration = Duration::from_secs(12);
 
 /// Makes the groups of a sandbox, sets its limits and moves this process in.
 ///
@@ -99,8 +104,30 @@ fn oom_kills_in(events: &str) -> Option<u64> {
     events.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
 }
 
+/// Kills all that is in a sandbox's groups.
+///
+/// # Errors
+///
+/// [`Unkillable`] when something is there after all that.
+pub(super) fn kill(name: &str) -> Result<(), Unkillable> {
+    let deadline = Instant::now() + KILL_PATIENCE;
+    loop {
+        let left = processes(name);
+        let Some(first) = left.first() else { return Ok(()) };
+        // All are told before any is waited for. What has left the groups until it is held is another process.
+        let held: Vec<Held> = left.iter().filter_map(|pid| Held::of(*pid, || processes(name).contains(pid))).collect();
+        held.iter().for_each(|process| process.kill());
+        if !held.iter().all(|process| process.has_ended_within(deadline.saturating_duration_since(Instant::now()))) {
+            return Err(Unkillable(*first));
+        }
+        if Instant::now() >= deadline {
+            return Err(Unkillable(*first));
+        }
+    }
+}
+
 /// The processes that are still in a sandbox's groups.
-pub(super) fn processes(name: &str) -> Vec<i32> {
+fn processes(name: &str) -> Vec<i32> {
     let mut found: Vec<i32> = groups(name)
         .filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok())
         .flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())

@@ -5,8 +5,8 @@
 //! recognise:
 //!
 //! ```text
-//! <state>/locks/<name>                     held while a sandbox is made, stopped or removed
-//! <state>/sandboxes/<name>/record.json     what it is; written in one step, last
+//! <state>/locks/<name>                     held while a sandbox is made, stopped or removed; gone when nobody holds it
+//! <state>/sandboxes/<name>/record.json     what it is, and in which step of its life; see `record`
 //!                         /key             the key that opens it, for its owner only
 //!                         /workspace/      what it has at its working directory
 //!                         /sandboxd.log
@@ -16,37 +16,42 @@
 mod cgroup;
 mod confine;
 mod launch;
+mod launcher;
+mod lock;
 mod plan;
+mod process;
 mod protection;
+mod ranges;
+mod record;
+mod socket;
 mod sys;
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec},
-    fs::FlockOperation,
-    process::{Pid, PidfdFlags, Signal},
-};
-use serde::{Deserialize, Serialize};
-use wharf_client::Route;
-use wharf_protocol::{BindRequest, Isolation, Limits, SandboxName, SandboxSpec, Secret};
+use wharf_protocol::{BindRequest, Environment, Isolation, Limits, SandboxName, SandboxSpec, Secret};
 
 use crate::{Collected, Lifetime, Status, random_hex};
 
 pub use self::{
     launch::launch_main,
     plan::{Bounds, Wall},
+    record::Record,
 };
 use self::{
+    launcher::Launcher,
+    lock::Lock,
     plan::{Launched, Plan},
+    process::{Running, Unkillable},
     protection::{Mounts, PROTECTED_PATHS, Placeholder, plan_mounts, remove_placeholders, set_placeholders},
+    ranges::{RangeError, Register},
+    record::{Found, Phase, Verdict},
 };
 
 /// The hidden first argument with which the program itself is started as the launcher.
@@ -56,12 +61,10 @@ pub const LAUNCH_ARGUMENT: &str = "__launch";
 const PLACEHOLDERS: &str = "placeholders.json";
 const DEFAULT_PROCESSES: u32 = 4096;
 const DEFAULT_DISK_BYTES: u64 = 10 << 30;
-/// How long a stopped sandbox has to end by itself.
-const STOP_PATIENCE: Duration = Duration::from_secs(12);
-/// How much of sandboxd's log is searched for what went wrong.
-const LOG_END: u64 = 16 << 10;
 /// How long sandboxd may take to answer a bind.
 const BIND_PATIENCE: Duration = Duration::from_secs(10);
+/// How long another program may be at work on a sandbox before we give up: as long as a start takes at most.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where the local runtime keeps its state, and its programs.
 #[derive(Debug, Clone)]
@@ -98,117 +101,41 @@ pub enum LocalError {
     Launcher { path: PathBuf, source: io::Error },
     #[error("sandboxd of `{name}` did not take its identity: {reason}")]
     Bind { name: SandboxName, reason: String },
-}
-
-/// One sandbox as its files describe it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Record {
-    pub name: SandboxName,
-    pub spec: SandboxSpec,
-    /// Seconds since the Unix epoch.
-    pub created_at: f64,
-    /// The first process of the sandbox, by its number on the host, and when it was started.
-    init: Option<Running>,
-    /// For whom it was made: it is garbage once that process has ended.
-    #[serde(default)]
-    owner: Option<Running>,
-    /// Why it was stopped, if somebody did.
-    #[serde(default)]
-    stopped: Option<String>,
-    pub socket: PathBuf,
-    pub workspace: Option<PathBuf>,
-    /// The parts of the isolation.
-    pub walls: Vec<Wall>,
-    pub bounds: Bounds,
-    /// What of its writable mounts cannot be written, because the host would run it.
-    #[serde(default)]
-    pub protected: Vec<String>,
-    /// What the user should know of the mounts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-    #[serde(skip)]
-    directory: PathBuf,
-}
-
-/// One process of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Running {
-    pid: i32,
-    /// Clock ticks after boot: a number that comes again is not taken for the same process.
-    started: u64,
-}
-
-impl Record {
-    pub fn status(&self) -> Status {
-        match (&self.stopped, self.init) {
-            (Some(_), _) => Status::Suspended,
-            (None, Some(init)) if is_running(init) => Status::Ready,
-            (None, _) => Status::Stopped { reason: self.last_error().unwrap_or_else(|| self.ended_silently()) },
-        }
-    }
-
-    /// What is known of an end of which sandboxd could say nothing.
-    fn ended_silently(&self) -> String {
-        let state_dir = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
-        match cgroup::oom_kills(&group_name(state_dir, &self.name)) {
-            0 => "its processes have ended".to_owned(),
-            kills => format!(
-                "its processes have ended; the kernel killed {kills} of them, as more than {} bytes of memory were needed",
-                self.bounds.memory_bytes
-            ),
-        }
-    }
-
-    /// The process id of the sandbox's first process on the host, while it runs.
-    pub fn pid(&self) -> Option<i32> {
-        self.init.filter(|init| is_running(*init)).map(|init| init.pid)
-    }
-
-    /// The key that opens the sandbox's API.
-    ///
-    /// # Errors
-    ///
-    /// When the key file cannot be read, for instance by another user.
-    pub fn key(&self) -> Result<Secret, LocalError> {
-        let path = self.directory.join("key");
-        let text = fs::read_to_string(&path).map_err(|source| state("read", &path, source))?;
-        Ok(Secret::new(text.trim()))
-    }
-
-    /// Where sandboxd logs.
-    pub fn log(&self) -> PathBuf {
-        self.directory.join("sandboxd.log")
-    }
-
-    /// The last error that sandboxd has logged since it was started.
-    fn last_error(&self) -> Option<String> {
-        let log = read_end(&self.log(), LOG_END).unwrap_or_default();
-        let error = log.lines().rev().take_while(|line| !line.contains(" listening on ")).find_map(error_in);
-        error.map(|error| error.chars().take(300).collect())
-    }
-
-    fn explained(&self, what: &str) -> String {
-        self.last_error().map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"))
-    }
-}
-
-/// The last `most` bytes of a file, as text.
-fn read_end(path: &Path, most: u64) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
-    let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// `2026-01-01T00:00:00Z ERROR what happened` of a log.
-fn error_in(line: &str) -> Option<&str> {
-    line.split_once(" ERROR ").map(|(_, error)| error.trim())
+    #[error("process {pid} of sandbox `{name}` does not end, not even killed")]
+    Unkillable { name: SandboxName, pid: i32 },
+    #[error("sandbox `{name}` gets no ids of its own")]
+    Ids { name: SandboxName, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the record of sandbox `{name}` cannot be read: {reason}")]
+    Record { name: SandboxName, reason: String },
 }
 
 fn state(action: &'static str, path: &Path, source: io::Error) -> LocalError {
     LocalError::State { action, path: path.to_owned(), source }
+}
+
+fn ids(name: &SandboxName, source: RangeError) -> LocalError {
+    LocalError::Ids { name: name.clone(), source: source.into() }
+}
+
+/// An error with what it comes from, in one line.
+fn reason_of(error: &LocalError) -> String {
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        reason.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    reason
+}
+
+/// A sandbox whose walls stand and whose sandboxd is blank.
+#[derive(Debug)]
+struct Started {
+    record: Record,
+    /// Whether paths inside are those of a root of its own.
+    private_root: bool,
+    /// A blank sandboxd ends once this is closed: nobody else could ever bind it.
+    maker: std::process::ChildStdin,
 }
 
 /// Sandboxes on this machine.
@@ -231,7 +158,7 @@ impl LocalRuntime {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may leave a sandbox that runs; it is found, or cleaned by [`LocalRuntime::collect_garbage`].
+    /// What a dropped call has made is garbage: [`LocalRuntime::remove`] or [`LocalRuntime::collect_garbage`] removes it.
     pub async fn create(
         &self,
         name: SandboxName,
@@ -239,80 +166,118 @@ impl LocalRuntime {
         lifetime: Lifetime,
     ) -> Result<Record, LocalError> {
         check(spec)?;
-        let lock = self.lock(&name)?;
-        let directory = self.directory(&name);
-        if directory.join("record.json").exists() {
-            return Err(LocalError::Exists(name));
-        }
-        self.clean(&name)?;
-        let made = self.make(&name, spec, lifetime, &directory).await;
+        let spec = spec.clone();
+        let (lock, record, key) = self.blocking(move |local| local.prepare(&name, &spec, lifetime)).await?;
+        let name = record.name.clone();
+        let made = self.launch(&lock, record, key).await;
         if made.is_err() {
             // The first error is the one to tell.
-            let _ = self.clean(&name);
+            let _ = self.blocking(move |local| local.clean(&name)).await;
         }
-        drop(lock);
         made
     }
 
-    async fn make(
+    /// Takes the name: nothing runs yet, but whoever comes next sees what is being made.
+    fn prepare(
         &self,
         name: &SandboxName,
         spec: &SandboxSpec,
         lifetime: Lifetime,
-        directory: &Path,
-    ) -> Result<Record, LocalError> {
-        let ourselves = rustix::process::getpid().as_raw_nonzero().get();
-        let owner = match lifetime {
-            Lifetime::Kept => None,
-            Lifetime::OfThisProcess => started_at(ourselves).map(|started| Running { pid: ourselves, started }),
-        };
-        make_private(directory)?;
-        let covered = spec.mounts.iter().any(|mount| mount.target == spec.working_dir);
-        let workspace = (!covered).then(|| directory.join("workspace"));
-        if let Some(workspace) = &workspace {
-            make_private(workspace)?;
+    ) -> Result<(Arc<Lock>, Record, Secret), LocalError> {
+        let lock = Arc::new(self.lock(name)?);
+        if self.found(name).is_taken() {
+            return Err(LocalError::Exists(name.clone()));
         }
-        let key = Secret::new(random_hex(32));
-        let path = directory.join("key");
-        write_private(&path, key.reveal()).map_err(|source| state("write", &path, source))?;
-        let mut record = Record {
+        self.clean(name)?;
+        let directory = self.directory(name);
+        make_private(&directory)?;
+        let covered = spec.mounts.iter().any(|mount| mount.target == spec.working_dir);
+        let record = Record {
             name: name.clone(),
             spec: spec.clone(),
             created_at: seconds_now(),
+            phase: Phase::Making,
+            worker: Running::ourselves(),
+            launcher: None,
             init: None,
-            owner,
-            stopped: None,
+            owner: match lifetime {
+                Lifetime::Kept => None,
+                Lifetime::OfThisProcess => Running::ourselves(),
+            },
             socket: self.socket_directory(name).join("api.sock"),
-            workspace,
+            workspace: (!covered).then(|| directory.join("workspace")),
             walls: Vec::new(),
             bounds: bounds_of(spec),
             protected: Vec::new(),
             notes: Vec::new(),
-            directory: directory.to_owned(),
+            first_id: None,
+            directory,
         };
-        self.launch(&mut record, key).await?;
-        Ok(record)
+        self.write(&record)?;
+        if let Some(workspace) = &record.workspace {
+            make_private(workspace)?;
+        }
+        let key = Secret::new(random_hex(32));
+        let path = record.directory.join("key");
+        write_private(&path, key.reveal()).map_err(|source| state("write", &path, source))?;
+        Ok((lock, record, key))
     }
 
-    /// Starts the processes of a sandbox, binds sandboxd and writes the record.
-    async fn launch(&self, record: &mut Record, key: Secret) -> Result<(), LocalError> {
-        let socket_directory = self.socket_directory(&record.name);
-        if socket_directory.exists() {
-            fs::remove_dir_all(&socket_directory).map_err(|source| state("remove", &socket_directory, source))?;
+    /// Starts the processes of a sandbox and binds sandboxd. The record names each process before it goes on.
+    async fn launch(&self, lock: &Arc<Lock>, record: Record, key: Secret) -> Result<Record, LocalError> {
+        let bind_secret = Secret::new(random_hex(32));
+        let (held, secret) = (lock.clone(), bind_secret.clone());
+        let started = self.blocking(move |local| {
+            let started = local.start(record, secret);
+            drop(held);
+            started
+        });
+        let Started { mut record, private_root, maker } = started.await?;
+        let mut environment = record.spec.environment.clone();
+        let working_dir =
+            if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside(&record) };
+        if !private_root && record.spec.isolation != Isolation::None {
+            // The walls that are left let nobody write in the user's own home.
+            environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());
         }
+        let request = bind_request(&record, key, environment, &working_dir);
+        let blank = wharf_client::Sandbox::new(record.route(), bind_secret);
+        let failed = match tokio::time::timeout(BIND_PATIENCE, blank.bind(&request)).await {
+            Ok(Ok(())) => {
+                record.phase = Phase::Ready;
+                record.worker = None;
+                self.write(&record)?;
+                drop(maker);
+                return Ok(record);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", BIND_PATIENCE.as_secs()),
+        };
+        Err(LocalError::Bind { name: record.name.clone(), reason: record.explained(&failed) })
+    }
+
+    fn start(&self, mut record: Record, bind_secret: Secret) -> Result<Started, LocalError> {
+        let socket_directory = self.socket_directory(&record.name);
+        remove_all(&socket_directory)?;
         make_private(&socket_directory)?;
         if record.socket.as_os_str().len() > 107 {
             let path = record.socket.display().to_string();
             let reason = "a socket below it would have a longer path than the kernel takes (107 bytes)";
             return Err(LocalError::Spec { field: "state directory", value: path, reason });
         }
-        let bind_secret = Secret::new(random_hex(32));
-        let spec = &record.spec;
-        let working_dir_outside = working_dir_outside(record);
-        let mounts = if spec.isolation == Isolation::None {
+        if rustix::process::geteuid().is_root() && record.spec.isolation != Isolation::None {
+            record.first_id = match Register::of_this_machine().allot(&record.directory, record.first_id) {
+                Ok(first) => Some(first),
+                // Its files belong to them.
+                Err(error) if record.first_id.is_some() => return Err(ids(&record.name, error)),
+                Err(_) if record.spec.isolation == Isolation::BestEffort => None,
+                Err(error) => return Err(ids(&record.name, error)),
+            };
+        }
+        let mounts = if record.spec.isolation == Isolation::None {
             Mounts::default()
         } else {
-            plan_mounts(&spec.mounts, &spec.unprotect, &protection::homes())
+            plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes())
         };
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
         (record.protected, record.notes) = (mounts.protected, mounts.notes);
@@ -325,83 +290,70 @@ impl LocalRuntime {
             log: record.log(),
             workspace: record.workspace.clone(),
             working_dir: PathBuf::from(&spec.working_dir),
-            working_dir_outside: working_dir_outside.clone(),
+            working_dir_outside: working_dir_outside(&record),
             mounts: mounts.planned,
             isolation: spec.isolation,
             network: spec.network,
             bounds: record.bounds,
             cgroup: self.cgroup(&record.name),
-            bind_secret: bind_secret.clone(),
+            first_id: record.first_id,
+            bind_secret,
         };
-        let launcher = self.settings.launcher.clone();
-        let launched = tokio::task::spawn_blocking(move || run_launcher(&launcher, &plan));
-        let launched = launched.await.map_err(|error| LocalError::Launcher {
-            path: self.settings.launcher.clone(),
-            source: io::Error::other(error),
-        })??;
-        let (pid, private_root) = match launched {
-            Launched::Started { pid, report, private_root } => {
+        let path = &self.settings.launcher;
+        let failed = |source| LocalError::Launcher { path: path.clone(), source };
+        let mut launcher = Launcher::start(path).map_err(failed)?;
+        record.launcher = Running::of(launcher.pid());
+        self.write(&record)?;
+        let mut answer = launcher.build(&plan).map_err(failed)?;
+        // Where walls may be missing it tries several times.
+        while let Launched::Forked { pid } = answer {
+            record.init = Running::of(pid);
+            self.write(&record)?;
+            answer = launcher.go_on().map_err(failed)?;
+        }
+        match answer {
+            Launched::Started { report, private_root } => {
+                record.launcher = None;
                 record.walls = report;
                 if record.walls.iter().any(|wall| wall.part == PROTECTED_PATHS) {
                     record.protected.clear();
                 }
-                (pid, private_root)
+                Ok(Started { record, private_root, maker: launcher.finish().map_err(failed)? })
             }
             Launched::Failed { part, reason } => {
                 let reason = record.explained(&reason);
-                return Err(match record.spec.isolation {
+                Err(match record.spec.isolation {
                     Isolation::Full => LocalError::Wall { part, reason },
                     Isolation::BestEffort | Isolation::None => LocalError::Start { part, reason },
-                });
+                })
             }
-        };
-        record.init = started_at(pid).map(|started| Running { pid, started });
-        record.stopped = None;
-        // From here on the record names the processes, so that whoever comes next can end them.
-        self.write(record)?;
-        let mut environment = record.spec.environment.clone();
-        let working_dir = if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside };
-        if !private_root && record.spec.isolation != Isolation::None {
-            // The walls that are left let nobody write in the user's own home.
-            environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());
+            Launched::Forked { .. } => Err(failed(io::Error::other("it goes on without a word"))),
         }
-        let request = BindRequest {
-            keys: vec![key],
-            environment,
-            inherit_environment: false,
-            user: None,
-            working_dir: working_dir.display().to_string(),
-            limits: Limits {
-                disk_bytes: record.workspace.as_ref().map(|_| record.bounds.disk_bytes),
-                ..record.spec.limits
-            },
-            deadline_seconds: record.spec.deadline_seconds,
-        };
-        let blank = wharf_client::Sandbox::new(Route::Unix(record.socket.clone()), bind_secret);
-        let failed = match tokio::time::timeout(BIND_PATIENCE, blank.bind(&request)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", BIND_PATIENCE.as_secs()),
-        };
-        self.end(record);
-        Err(LocalError::Bind { name: record.name.clone(), reason: record.explained(&failed) })
+    }
+
+    fn found(&self, name: &SandboxName) -> Found {
+        Record::find(&self.directory(name))
     }
 
     /// The sandbox of this name, if there is one.
     pub fn find(&self, name: &SandboxName) -> Option<Record> {
-        let directory = self.directory(name);
-        let text = fs::read(directory.join("record.json")).ok()?;
-        let record: Record = serde_json::from_slice(&text).ok()?;
-        Some(Record { directory, ..record })
+        match self.found(name) {
+            Found::Record(record) => Some(*record),
+            Found::Unreadable(_) | Found::Nothing => None,
+        }
     }
 
     /// The sandbox of this name.
     ///
     /// # Errors
     ///
-    /// [`LocalError::NotFound`].
+    /// [`LocalError::NotFound`], [`LocalError::Record`].
     pub fn get(&self, name: &SandboxName) -> Result<Record, LocalError> {
-        self.find(name).ok_or_else(|| LocalError::NotFound(name.clone()))
+        match self.found(name) {
+            Found::Record(record) => Ok(*record),
+            Found::Unreadable(reason) => Err(LocalError::Record { name: name.clone(), reason }),
+            Found::Nothing => Err(LocalError::NotFound(name.clone())),
+        }
     }
 
     /// The sandbox of this name, if it runs.
@@ -411,24 +363,25 @@ impl LocalRuntime {
     /// [`LocalError::NotFound`], [`LocalError::NotRunning`].
     pub fn get_ready(&self, name: &SandboxName) -> Result<Record, LocalError> {
         let record = self.get(name)?;
-        match record.status() {
-            Status::Ready => Ok(record),
-            Status::Stopped { reason } => Err(LocalError::NotRunning { name: name.clone(), reason }),
-            Status::Suspended | Status::Starting { .. } | Status::Deleting => {
-                Err(LocalError::NotRunning { name: name.clone(), reason: "it is suspended".to_owned() })
-            }
-        }
+        let reason = match record.status() {
+            Status::Ready => return Ok(record),
+            Status::Stopped { reason } => reason,
+            Status::Suspended => "it is suspended".to_owned(),
+            Status::Starting { waiting } => format!("it is starting, {waiting}"),
+            Status::Deleting => "it is being removed".to_owned(),
+        };
+        Err(LocalError::NotRunning { name: name.clone(), reason })
     }
 
     /// All sandboxes, oldest first.
     pub fn list(&self) -> Vec<Record> {
-        let mut records: Vec<Record> = self.names().iter().filter_map(|name| self.find(name)).collect();
+        let mut records: Vec<Record> = self.names("sandboxes").iter().filter_map(|name| self.find(name)).collect();
         records.sort_by(|a, b| a.created_at.total_cmp(&b.created_at));
         records
     }
 
-    fn names(&self) -> Vec<SandboxName> {
-        let entries = fs::read_dir(self.settings.state_dir.join("sandboxes")).into_iter().flatten().flatten();
+    fn names(&self, directory: &str) -> Vec<SandboxName> {
+        let entries = fs::read_dir(self.settings.state_dir.join(directory)).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
@@ -439,10 +392,10 @@ impl LocalRuntime {
     /// [`LocalError::NotFound`], [`LocalError::Busy`].
     pub fn suspend(&self, name: &SandboxName) -> Result<(), LocalError> {
         let _lock = self.lock(name)?;
-        let mut record = self.get(name)?;
-        self.end(&record);
-        record.stopped.get_or_insert_with(|| "stopped on request".to_owned());
-        self.write(&record)
+        let mut record = self.get_whole(name)?;
+        record.phase = Phase::Suspended;
+        self.write(&record)?;
+        self.settle(&mut record)
     }
 
     /// Starts a suspended or ended sandbox again, with its workspace, a new boot id and the same key.
@@ -451,15 +404,48 @@ impl LocalRuntime {
     ///
     /// As [`LocalRuntime::create`]; a sandbox that runs is left alone.
     pub async fn resume(&self, name: &SandboxName) -> Result<Record, LocalError> {
-        let _lock = self.lock(name)?;
-        let mut record = self.get(name)?;
-        if record.status() == Status::Ready {
+        let wanted = name.clone();
+        let begun = self.blocking(move |local| {
+            let lock = local.lock(&wanted)?;
+            let mut record = local.get_whole(&wanted)?;
+            if record.status() != Status::Ready {
+                // With what is left of an earlier life, until that has ended.
+                record.phase = Phase::Starting;
+                record.worker = Running::ourselves();
+                local.write(&record)?;
+                local.end(&record)?;
+                (record.launcher, record.init) = (None, None);
+            }
+            Ok((Arc::new(lock), record))
+        });
+        let (lock, record) = begun.await?;
+        if record.phase == Phase::Ready {
             return Ok(record);
         }
-        self.end(&record);
         let key = record.key()?;
-        self.launch(&mut record, key).await?;
-        Ok(record)
+        let started = self.launch(&lock, record, key).await;
+        if let Err(error) = &started {
+            let (name, reason) = (name.clone(), reason_of(error));
+            // The first error is the one to tell.
+            let _ = self.blocking(move |local| local.note_failure(&name, reason)).await;
+        }
+        started
+    }
+
+    fn note_failure(&self, name: &SandboxName, reason: String) -> Result<(), LocalError> {
+        let mut record = self.get(name)?;
+        self.settle(&mut record)?;
+        record.phase = Phase::Failed(reason);
+        self.write(&record)
+    }
+
+    /// The sandbox of this name, if it was ever ready. Asked under its lock.
+    fn get_whole(&self, name: &SandboxName) -> Result<Record, LocalError> {
+        let record = self.get(name)?;
+        match record.phase {
+            Phase::Making | Phase::Removing => Err(LocalError::NotFound(name.clone())),
+            Phase::Starting | Phase::Ready | Phase::Suspended | Phase::Failed(_) => Ok(record),
+        }
     }
 
     /// Ends a sandbox and removes all that belongs to it; `false` if there was nothing.
@@ -468,56 +454,90 @@ impl LocalRuntime {
     ///
     /// [`LocalError::Busy`], or what could not be removed.
     pub fn remove(&self, name: &SandboxName) -> Result<bool, LocalError> {
-        let lock = self.lock(name)?;
+        let _lock = self.lock(name)?;
         let there = self.directory(name).exists();
         self.clean(name)?;
-        // Another program that waits for this lock makes the file anew.
-        let _ = fs::remove_file(self.lock_path(name));
-        drop(lock);
         Ok(there)
     }
 
-    /// Removes what programs that were killed left half made.
+    /// Removes what programs that were killed left half made, and brings to its end what they left half done.
     pub fn collect_garbage(&self) -> Collected<LocalError> {
         self.release_placeholders_of_ended();
-        let is_garbage = |name: &SandboxName| match self.find(name) {
-            Some(record) => record.owner.is_some_and(|owner| !is_running(owner)),
-            // A record that cannot be read may be another version's.
-            None => !self.directory(name).join("record.json").exists(),
-        };
-        let removed = |name: SandboxName| match self.remove(&name) {
-            Ok(_) => Some(Ok(name.into())),
-            // Somebody is at work on it, so it is no garbage.
-            Err(LocalError::Busy(_)) => None,
-            Err(error) => Some(Err(error)),
-        };
-        self.names().into_iter().filter(is_garbage).filter_map(removed).collect()
+        let collected = self.names("sandboxes").into_iter().filter_map(|name| self.tend(name).transpose()).collect();
+        for name in self.names("locks") {
+            // One that nobody holds goes.
+            let _ = self.find_lock(&name, Duration::ZERO);
+        }
+        if rustix::process::geteuid().is_root() {
+            // The next one tries again.
+            let _ = Register::of_this_machine().free_gone(&self.settings.state_dir.join("sandboxes"));
+        }
+        collected
+    }
+
+    /// Looks after a sandbox that nobody is at work on; its name if it was garbage.
+    fn tend(&self, name: SandboxName) -> Result<Option<wharf_protocol::SandboxId>, LocalError> {
+        // Most need nothing, and whoever wants to work on them shall not wait for us.
+        if self.found(&name).judge() == Verdict::Keep {
+            return Ok(None);
+        }
+        let Some(_lock) = self.find_lock(&name, Duration::ZERO)? else { return Ok(None) };
+        // What was seen before may have been the work of somebody who has finished it since.
+        let found = self.found(&name);
+        match (found.judge(), found) {
+            (Verdict::Keep, _) => Ok(None),
+            (Verdict::Settle, Found::Record(mut record)) => self.settle(&mut record).map(|()| None),
+            (Verdict::Settle | Verdict::Remove, _) => {
+                let there = self.directory(&name).exists();
+                self.clean(&name)?;
+                Ok(there.then(|| name.into()))
+            }
+        }
+    }
+
+    /// Ends what runs, and notes what is true then.
+    fn settle(&self, record: &mut Record) -> Result<(), LocalError> {
+        self.end(record)?;
+        (record.launcher, record.init, record.worker) = (None, None, None);
+        record.phase = record.phase.settled();
+        self.write(record)
     }
 
     fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {
-        if let Some(record) = self.find(name) {
-            self.end(&record);
-        }
-        self.kill_group(name);
-        self.release_placeholders(name);
-        let remove = |path: &Path| match fs::remove_dir_all(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(state("remove", path, source)),
-            _ => Ok(()),
-        };
-        remove(&self.socket_directory(name))?;
-        // The record goes first: what is left of an interrupted removal is then known as garbage.
         let directory = self.directory(name);
-        let _ = fs::remove_file(directory.join("record.json"));
-        remove(&directory)
+        match self.found(name) {
+            Found::Record(mut record) => {
+                record.phase = Phase::Removing;
+                record.worker = Running::ourselves();
+                self.write(&record)?;
+                self.end(&record)?;
+            }
+            Found::Unreadable(_) | Found::Nothing => {
+                self.end_group(name)?;
+                self.release_placeholders(name);
+            }
+        }
+        remove_all(&self.socket_directory(name))?;
+        // What is left of this if we are killed is known as garbage: it has a record that says so, or none.
+        remove_all(&directory)?;
+        if rustix::process::geteuid().is_root() {
+            Register::of_this_machine().free(&directory).map_err(|error| ids(name, error.into()))?;
+        }
+        Ok(())
     }
 
-    /// Ends the processes of a sandbox: politely, then surely.
-    fn end(&self, record: &Record) {
-        if let Some(init) = record.init.filter(|init| is_running(*init)) {
-            end_process(init.pid);
+    /// Ends the processes of a sandbox: politely where it was ready, then surely.
+    fn end(&self, record: &Record) -> Result<(), LocalError> {
+        let unkillable = |Unkillable(pid)| LocalError::Unkillable { name: record.name.clone(), pid };
+        if let Some(launcher) = &record.launcher {
+            launcher.end(false).map_err(unkillable)?;
         }
-        self.kill_group(&record.name);
+        if let Some(init) = &record.init {
+            init.end(record.launcher.is_none()).map_err(unkillable)?;
+        }
+        self.end_group(&record.name)?;
         self.release_placeholders(&record.name);
+        Ok(())
     }
 
     /// Puts placeholders on the host, on record before they are there.
@@ -539,19 +559,23 @@ impl LocalRuntime {
             return;
         }
         let Ok(_lock) = self.lock_placeholders() else { return };
+        let names = self.names("sandboxes");
         let others: Vec<Placeholder> =
-            self.names().iter().filter(|other| *other != name).flat_map(|other| self.placeholders(other)).collect();
+            names.iter().filter(|other| *other != name).flat_map(|other| self.placeholders(other)).collect();
         remove_placeholders(own.iter().rev().filter(|placeholder| !others.contains(placeholder)));
         let _ = fs::remove_file(self.directory(name).join(PLACEHOLDERS));
     }
 
     /// Takes the placeholders away of sandboxes that ended by themselves.
     fn release_placeholders_of_ended(&self) {
-        let holders = self.names().into_iter().filter(|name| self.directory(name).join(PLACEHOLDERS).exists());
-        for name in holders {
+        let has_some = |name: &SandboxName| self.directory(name).join(PLACEHOLDERS).exists();
+        let holders = self.names("sandboxes").into_iter().filter(has_some);
+        // First without the lock: whoever wants to work on a sandbox that runs shall not wait for us.
+        let has_ended = |name: &SandboxName| self.find(name).is_some_and(|record| record.status() != Status::Ready);
+        for name in holders.filter(has_ended) {
             // Whoever has the lock is starting it, or ending it.
-            let Ok(_lock) = self.lock(&name) else { continue };
-            if self.find(&name).is_some_and(|record| record.status() != Status::Ready) {
+            let Ok(Some(_lock)) = self.find_lock(&name, Duration::ZERO) else { continue };
+            if has_ended(&name) {
                 self.release_placeholders(&name);
             }
         }
@@ -567,26 +591,17 @@ impl LocalRuntime {
         let path = self.settings.state_dir.join("placeholders.lock");
         let lock = || {
             let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
             Ok(file)
         };
         lock().map_err(|source| state("lock", &path, source))
     }
 
-    fn kill_group(&self, name: &SandboxName) {
+    fn end_group(&self, name: &SandboxName) -> Result<(), LocalError> {
         let group = self.cgroup(name);
-        loop {
-            let left = cgroup::processes(&group);
-            if left.is_empty() {
-                break;
-            }
-            for pid in left.into_iter().filter_map(Pid::from_raw) {
-                // It may be gone already.
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        cgroup::kill(&group).map_err(|Unkillable(pid)| LocalError::Unkillable { name: name.clone(), pid })?;
         cgroup::remove(&group);
+        Ok(())
     }
 
     fn write(&self, record: &Record) -> Result<(), LocalError> {
@@ -614,32 +629,32 @@ impl LocalRuntime {
         self.settings.state_dir.join("locks").join(name.as_str())
     }
 
-    /// Takes a sandbox's lock, which the kernel gives back however this program ends.
-    fn lock(&self, name: &SandboxName) -> Result<File, LocalError> {
-        let path = self.lock_path(name);
+    /// Takes a sandbox's lock, once nobody else is at work on it.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::Busy`] if that takes too long.
+    fn lock(&self, name: &SandboxName) -> Result<Lock, LocalError> {
         make_private(&self.settings.state_dir)?;
         for directory in ["locks", "sandboxes", "r"] {
             make_private(&self.settings.state_dir.join(directory))?;
         }
-        let open = || File::options().create(true).write(true).truncate(false).mode(0o600).open(&path);
-        loop {
-            let file = open().map_err(|source| state("open", &path, source))?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(LocalError::Busy(name.clone())),
-                Err(error) => return Err(state("lock", &path, error.into())),
-            }
-            // Whoever held it before may have removed the file: then it is not the lock any more.
-            let same = |a: fs::Metadata, b: fs::Metadata| {
-                use std::os::unix::fs::MetadataExt;
-                a.ino() == b.ino()
-            };
-            if let (Ok(held), Ok(there)) = (file.metadata(), fs::metadata(&path))
-                && same(held, there)
-            {
-                return Ok(file);
-            }
-        }
+        self.find_lock(name, LOCK_PATIENCE)?.ok_or_else(|| LocalError::Busy(name.clone()))
+    }
+
+    fn find_lock(&self, name: &SandboxName, patience: Duration) -> Result<Option<Lock>, LocalError> {
+        let path = self.lock_path(name);
+        Lock::take(&path, patience).map_err(|source| state("lock", &path, source))
+    }
+
+    /// Does what blocks where it may; it goes on when this future is dropped, and holds what it was given until its end.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, LocalError> + Send + 'static,
+    ) -> Result<T, LocalError> {
+        let local = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&local)).await;
+        done.map_err(|error| state("work in", &self.settings.state_dir, io::Error::other(error)))?
     }
 }
 
@@ -691,6 +706,21 @@ fn working_dir_outside(record: &Record) -> PathBuf {
     outside.unwrap_or_else(|| PathBuf::from(&record.spec.working_dir))
 }
 
+fn bind_request(record: &Record, key: Secret, environment: Environment, working_dir: &Path) -> BindRequest {
+    BindRequest {
+        keys: vec![key],
+        environment,
+        inherit_environment: false,
+        user: None,
+        working_dir: working_dir.display().to_string(),
+        limits: Limits {
+            disk_bytes: record.workspace.as_ref().map(|_| record.bounds.disk_bytes),
+            ..record.spec.limits
+        },
+        deadline_seconds: record.spec.deadline_seconds,
+    }
+}
+
 fn bounds_of(spec: &SandboxSpec) -> Bounds {
     Bounds {
         // Three quarters of the machine: a sandbox that fills its memory must not take the machine with it.
@@ -706,60 +736,10 @@ fn machine_memory() -> u64 {
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
 }
 
-fn run_launcher(launcher: &Path, plan: &Plan) -> Result<Launched, LocalError> {
-    let failed = |source| LocalError::Launcher { path: launcher.to_owned(), source };
-    let text = serde_json::to_string(plan).map_err(io::Error::other).map_err(failed)?;
-    let mut child = Command::new(launcher)
-        .arg(LAUNCH_ARGUMENT)
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .current_dir("/")
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(text.as_bytes()).map_err(failed)?;
-    }
-    let mut answer = String::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        stdout.read_to_string(&mut answer).map_err(failed)?;
-    }
-    match child.wait() {
-        // Our caller ignores the end of children, and so do we: the answer tells all.
-        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {}
-        ended => drop(ended.map_err(failed)?),
-    }
-    serde_json::from_str(&answer).map_err(|_| failed(io::Error::other("it ended without an answer")))
-}
-
-/// When a process was started, in clock ticks after boot; `None` if it is gone or a zombie.
-fn started_at(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-fn is_running(process: Running) -> bool {
-    started_at(process.pid) == Some(process.started)
-}
-
-/// Ends one process and waits for it: SIGTERM, then SIGKILL.
-fn end_process(pid: i32) {
-    let Some(pid) = Pid::from_raw(pid) else { return };
-    let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    for (signal, patience) in [(Signal::TERM, STOP_PATIENCE), (Signal::KILL, STOP_PATIENCE)] {
-        if rustix::process::pidfd_send_signal(&handle, signal).is_err() {
-            return;
-        }
-        let mut wait = [PollFd::new(&handle, PollFlags::IN)];
-        let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
-        if rustix::event::poll(&mut wait, Some(&patience)).is_ok_and(|ready| ready > 0) {
-            return;
-        }
+fn remove_all(path: &Path) -> Result<(), LocalError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(state("remove", path, source)),
+        _ => Ok(()),
     }
 }
 

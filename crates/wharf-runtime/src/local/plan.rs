@@ -13,7 +13,7 @@ pub(super) struct Plan {
     pub(super) name: String,
     /// The static or dynamic sandboxd on the host.
     pub(super) sandboxd: PathBuf,
-    /// Holds `run/`, where the socket will be, and `root/`, where the new root is built.
+    /// Holds `root/`, where the new root is built.
     pub(super) directory: PathBuf,
     /// Where the socket will be on the host.
     pub(super) socket: PathBuf,
@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) network: NetworkMode,
     pub(super) bounds: Bounds,
     pub(super) cgroup: String,
+    /// The first of the ids that are the sandbox's alone; only root gives any.
+    pub(super) first_id: Option<u32>,
     pub(super) bind_secret: Secret,
 }
 
@@ -49,12 +51,18 @@ impl Bounds {
     }
 }
 
-/// What came of a launch; the launcher's answer.
+/// What the first process waits for, once the record names it.
+pub(super) const GO_ON: &[u8] = b"g";
+
+/// How far a launch is; the launcher's answers, one a line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub(super) enum Launched {
-    Started {
+    /// The first process of the sandbox is there, and waits for [`GO_ON`].
+    Forked {
         pid: i32,
+    },
+    Started {
         report: Vec<Wall>,
         /// Whether paths inside are those of a root of its own, not the host's.
         private_root: bool,

@@ -34,6 +34,16 @@ pub(super) fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Has this process, a child of `parent`, killed once that one has ended: whoever would end it may not come to it.
+pub(super) fn end_with_parent(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // It may have ended before.
+    match rustix::process::getppid() {
+        Some(now) if now == parent => Ok(()),
+        _ => Err(io::Error::other("the launcher has ended")),
+    }
+}
+
 /// Leaves the namespaces named by `flags` for new ones.
 #[allow(unsafe_code, reason = "new namespaces")]
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {

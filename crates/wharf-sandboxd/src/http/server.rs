@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::Path,
     sync::{
         Arc,
@@ -71,7 +71,25 @@ impl Listener {
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
                 Ok(Self::Unix(listener))
             }
+            // A number says nothing to whoever does not own it.
+            Listen::Inherited(_) => Err(io::Error::other("an inherited socket is taken over, not opened")),
         }
+    }
+
+    /// Listens at a unix socket that our parent has bound.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn inherit(socket: OwnedFd) -> io::Result<Self> {
+        if rustix::net::sockopt::socket_domain(&socket)? != rustix::net::AddressFamily::UNIX {
+            return Err(io::Error::other("it is not a unix socket"));
+        }
+        // By us, so that whoever connects is told by the kernel that we are the ones.
+        rustix::net::listen(&socket, BACKLOG.cast_signed())?;
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self::Unix)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each command, as a person uses it.
 
-use std::{io::Write, path::Path, process::Stdio};
+use std::{io::Write, process::Stdio};
 
 use super::Wharf;
 
@@ -92,16 +92,6 @@ fn a_mounted_directory_is_shared_with_its_owner() {
     assert_eq!(owner, rustix::process::geteuid().as_raw());
     let read_only = format!("{mount}:/data:ro");
     assert_ne!(wharf.run(&["run", "--mount", &read_only, "--", "touch", "/data/x"]).status.code(), Some(0));
-}
-
-#[test]
-fn a_creator_that_is_killed_leaves_nothing_that_gc_does_not_remove() {
-    let wharf = Wharf::new();
-    let half_made = wharf.state.path().join("sandboxes/half/workspace");
-    std::fs::create_dir_all(&half_made).unwrap();
-    std::fs::write(wharf.state.path().join("sandboxes/half/key"), "x").unwrap();
-    wharf.check(&["gc"], 0, "half\n");
-    assert!(!Path::new(&half_made).exists());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 mod basics;
 mod escapes;
+mod lifecycle;
 mod mounts;
 mod streams;
 mod walls;
@@ -14,29 +15,38 @@ pub(crate) const ORDINARY: u32 = 43_210;
 
 pub(crate) struct Wharf {
     pub(crate) state: tempfile::TempDir,
-    /// Where an ordinary user finds the programs; root takes them where they were built.
+    /// Copies of the programs; without them they are taken where they were built.
     programs: Option<tempfile::TempDir>,
+    ordinary: bool,
 }
 
 impl Wharf {
     pub(crate) fn new() -> Self {
-        Self { state: tempfile::tempdir().unwrap(), programs: None }
+        Self { state: tempfile::tempdir().unwrap(), programs: None, ordinary: false }
     }
 
     pub(crate) fn as_ordinary_user() -> Self {
+        let mut wharf = Self::with_programs_of_its_own();
+        std::os::unix::fs::chown(wharf.state.path(), Some(ORDINARY), Some(ORDINARY)).expect("run the tests as root");
+        wharf.ordinary = true;
+        wharf
+    }
+
+    /// Its processes are known from those of other tests by the files that they execute.
+    pub(crate) fn with_programs_of_its_own() -> Self {
         let (state, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::os::unix::fs::chown(state.path(), Some(ORDINARY), Some(ORDINARY)).expect("run the tests as root");
         let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
         std::fs::set_permissions(programs.path(), open).unwrap();
         for name in ["wharf", "wharf-sandboxd"] {
             std::fs::copy(wharf_e2e::program(name), programs.path().join(name)).unwrap();
         }
-        Self { state, programs: Some(programs) }
+        Self { state, programs: Some(programs), ordinary: false }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.programs {
             None => Command::new(wharf_e2e::program("wharf")),
+            Some(programs) if !self.ordinary => Command::new(programs.path().join("wharf")),
             Some(programs) => {
                 let mut command = Command::new("setpriv");
                 let id = ORDINARY.to_string();

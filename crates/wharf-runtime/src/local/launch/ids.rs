@@ -14,11 +14,9 @@ use rustix::{
 use super::walls::{Failure, Part, Walls};
 use crate::local::{
     plan::Plan,
+    ranges::IDS,
     sys::{self, Forked},
 };
-
-/// How many ids each sandbox has.
-const IDS: u32 = 65_536;
 
 /// The sandbox's ids on the host.
 #[derive(Debug, Default)]
@@ -34,7 +32,10 @@ pub(super) struct Ids {
 pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids, Failure> {
     let part = "user namespace";
     if rustix::process::geteuid().is_root() {
-        let first = first_id(&plan.name);
+        let Some(first) = plan.first_id else {
+            walls.missing(part, io::Error::other("no ids of this machine could be set apart for it"))?;
+            return Ok(Ids::default());
+        };
         match user_namespace(&format!("0 {first} {IDS}")) {
             Ok(namespace) => {
                 let owners = plan.mounts.iter().map(|mount| {
@@ -59,18 +60,16 @@ pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids
     Ok(Ids::default())
 }
 
-/// The first of the ids that belong to a sandbox alone: far above the host's users, another for each name.
-fn first_id(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    (16 + hash % 30_000) * IDS
-}
-
 /// Makes a user namespace with one mapping for users and groups, held by nothing but the descriptor.
 pub(super) fn user_namespace(map: &str) -> io::Result<OwnedFd> {
     let (made, made_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let parent = rustix::process::getpid();
     match sys::fork()? {
         Forked::Child => {
             drop(made);
+            if sys::end_with_parent(parent).is_err() {
+                std::process::exit(1);
+            }
             if sys::unshare(UnshareFlags::NEWUSER).is_ok() {
                 let _ = rustix::io::write(&made_child, b"u");
             }

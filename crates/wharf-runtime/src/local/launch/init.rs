@@ -18,7 +18,7 @@ use rustix::{
 use wharf_protocol::{Isolation, NetworkMode};
 
 use super::{
-    HOUSE, MEMORY_EVENTS, SOCKET_INSIDE, door,
+    HOUSE, MEMORY_EVENTS, door,
     ids::Ids,
     root::build_root,
     walls::{Failure, Own, Part, Walls},
@@ -30,21 +30,31 @@ use crate::local::{
     sys,
 };
 
+/// What is open for the first process.
+#[derive(Debug)]
+pub(super) struct Files<'a> {
+    pub(super) log: &'a File,
+    /// Where sandboxd listens.
+    pub(super) listener: &'a OwnedFd,
+    /// Gets a byte once it does.
+    pub(super) ready: OwnedFd,
+    /// Gets what stands, or what failed.
+    pub(super) report: &'a OwnedFd,
+}
+
 /// Builds the rest around this process and executes sandboxd; returns only on failure.
 pub(super) fn become_sandboxd(
     plan: &Plan,
     walls: &mut Walls,
     mut ids: Ids,
     own: &Own,
-    log: &File,
-    ready: OwnedFd,
-    report: &OwnedFd,
+    files: &Files<'_>,
 ) -> Result<std::convert::Infallible, Failure> {
+    let Files { log, listener, ready, report } = files;
     rustix::process::setsid().part("launcher")?;
     let confined = plan.isolation != Isolation::None;
     let private_root = confined && own.mounts;
     let mut program = plan.sandboxd.clone();
-    let mut socket = plan.socket.display().to_string();
     if confined && ids.namespace.is_some() && !private_root {
         ids.namespace = None;
         walls.falls(
@@ -60,7 +70,6 @@ pub(super) fn become_sandboxd(
         let note = "the host is read-only; what is written stays in the sandbox";
         walls.stands("private root", Some(note.to_owned()));
         program = Path::new("/").join(HOUSE).join("sandboxd");
-        socket = SOCKET_INSIDE.to_owned();
     } else if own.namespaces && !walls.tells_of("private root") {
         walls.missing("private root", io::Error::other("needs a mount namespace"))?;
     }
@@ -95,6 +104,8 @@ pub(super) fn become_sandboxd(
     } else {
         walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
     }
+    // Where our standard input was: wharf holds the other end until sandboxd is bound.
+    let maker = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).part("launcher")?;
     let mut command = Command::new(&program);
     if let Some(events) = &own.memory_events {
         let inside = Path::new("/").join(HOUSE).join(MEMORY_EVENTS);
@@ -103,9 +114,10 @@ pub(super) fn become_sandboxd(
         command.arg("serve");
     }
     command
-        .args(["--listen", &format!("unix:{socket}")])
+        .args(["--listen", &format!("fd:{}", listener.as_raw_fd())])
         .args(["--bind-secret-fd", &secret.as_raw_fd().to_string()])
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
+        .args(["--maker-fd", &maker.as_raw_fd().to_string()])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8")
@@ -117,10 +129,10 @@ pub(super) fn become_sandboxd(
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
-    let started = Launched::Started { pid: 0, report: walls.report.clone(), private_root };
+    let started = Launched::Started { report: walls.report.clone(), private_root };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
-    door::keep_only(&[secret.as_fd(), ready.as_fd()]).part("launcher")?;
+    door::keep_only(&[secret.as_fd(), ready.as_fd(), maker.as_fd(), listener.as_fd()]).part("launcher")?;
     Err(command.exec()).part("sandboxd")
 }
 
@@ -174,13 +186,12 @@ fn miss_mounts(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
 fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
     if !private_root {
         let shared = ["/tmp", "/var/tmp", "/dev", "/proc"].map(PathBuf::from);
-        let socket = plan.socket.parent().map(Path::to_owned);
         let read_only =
             plan.mounts.iter().any(|mount| Path::new(&mount.spec.target) == plan.working_dir && mount.spec.read_only);
         let workspace = (!read_only).then(|| plan.working_dir_outside.clone());
-        return shared.into_iter().chain(socket).chain(workspace).collect();
+        return shared.into_iter().chain(workspace).collect();
     }
-    let private = ["/tmp", "/var", "/home", "/root", "/run", "/dev", "/proc", "/.wharf/run"].map(PathBuf::from);
+    let private = ["/tmp", "/var", "/home", "/root", "/run", "/dev", "/proc"].map(PathBuf::from);
     let targets =
         plan.mounts.iter().filter(|mount| !mount.spec.read_only).map(|mount| PathBuf::from(&mount.spec.target));
     let workspace = plan.workspace.is_some().then(|| plan.working_dir.clone());

@@ -45,7 +45,7 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<(), Failur
         show(packages, &root.join("var/lib/dpkg")).part("/var/lib/dpkg")?;
     }
     build_proc(&root, own).part("/proc")?;
-    build_house(plan, &root, ids, own.memory_events.as_deref())?;
+    build_house(plan, &root, own.memory_events.as_deref())?;
     let below = Below::new(&root, ids.root).part(part)?;
     if let Some(workspace) = &plan.workspace {
         if ids.namespace.is_some() {
@@ -125,10 +125,10 @@ pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<
 }
 
 /// Brings sandboxd and the directory of its socket in.
-fn build_house(plan: &Plan, root: &Path, ids: &Ids, memory_events: Option<&Path>) -> Result<(), Failure> {
+fn build_house(plan: &Plan, root: &Path, memory_events: Option<&Path>) -> Result<(), Failure> {
     let house = root.join(HOUSE);
-    let (program, run) = (house.join("sandboxd"), house.join("run"));
-    make_directory(&run).part("sandboxd")?;
+    let program = house.join("sandboxd");
+    make_directory(&house).part("sandboxd")?;
     File::create(&program).part("sandboxd")?;
     bind(&plan.sandboxd, &program, true).part("sandboxd")?;
     if let Some(events) = memory_events {
@@ -136,9 +136,5 @@ fn build_house(plan: &Plan, root: &Path, ids: &Ids, memory_events: Option<&Path>
         File::create(&target).part("cgroup")?;
         bind(events, &target, true).part("cgroup")?;
     }
-    let outside = plan.socket.parent().unwrap_or(&plan.directory);
-    if ids.namespace.is_some() {
-        chown(outside, Some(ids.root), Some(ids.root)).part("sandboxd")?;
-    }
-    bind(outside, &run, false).part("sandboxd")
+    Ok(())
 }
