@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use wharf_sandboxd::{app, options::Options};
+use wharf_sandboxd::{app, options::Options, process::own};
 
 fn main() -> ExitCode {
+    own::settle();
     let options = Options::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

@@ -31,7 +31,7 @@ pub fn open(rows: u16, columns: u16) -> io::Result<(PtyMaster, OwnedFd)> {
     let slave = other_side(&master)?;
     let flags = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
-    let master = PtyMaster { fd: registered(master)? };
+    let master = PtyMaster { fd: registered(master, Interest::READABLE | Interest::WRITABLE)? };
     master.resize(rows, columns)?;
     Ok((master, slave))
 }
@@ -48,9 +48,9 @@ fn other_side(master: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 #[allow(unsafe_code, reason = "the reactor asks for a promise about the descriptor")]
-fn registered(master: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn registered(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the only owner of its descriptor and never changes or closes it before it is dropped.
-    Ok(unsafe { AsyncFd::register(master) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 impl PtyMaster {

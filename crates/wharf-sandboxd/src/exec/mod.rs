@@ -46,7 +46,7 @@ use crate::{
     output_log::{OutputBudget, OutputLog, PIECE_BYTES},
     process::{
         spawn::{self, Child, Exit, Spawn, Stdio},
-        tree::{self, TreeId},
+        tree::Tree,
         users::User,
     },
     pty::{self, PtyMaster},
@@ -88,7 +88,7 @@ pub struct Exec {
     id: ExecId,
     request: ExecRequest,
     pid: Pid,
-    tree: TreeId,
+    tree: Tree,
     started_at: SystemTime,
     log: OutputLog,
     state: watch::Sender<Observed>,
@@ -236,6 +236,7 @@ impl Exec {
             None => (Stdio::Pipes { stdin: request.stdin }, None),
         };
         let argv: Vec<OsString> = request.argv.iter().map(OsString::from).collect();
+        let tree = Tree::new();
         let child = spawn::spawn(Spawn {
             argv: &argv,
             user: &place.user,
@@ -243,7 +244,7 @@ impl Exec {
             working_dir: &place.working_dir,
             stdio,
             inherited: Vec::new(),
-            tree: TreeId::new(),
+            tree: &tree,
         })
         .map_err(|error| {
             let detail = match error.kind() {
@@ -255,7 +256,7 @@ impl Exec {
         })?;
         let exec = Self {
             pid: child.pid(),
-            tree: child.tree(),
+            tree,
             started_at: SystemTime::now(),
             log: match request.when_full {
                 WhenFull::DropOldest => OutputLog::new(output_bytes),
@@ -314,12 +315,12 @@ impl Exec {
                 exit = child.wait() => break exit,
                 () = self.stop.cancelled() => {
                     self.log.release();
-                    break self.killed(&mut child).await;
+                    break child.end(GRACE).await;
                 }
                 () = &mut abandoned => {
                     if self.request.on_disconnect == OnDisconnect::Kill {
                         debug!("the caller has gone: what runs is ended");
-                        break self.killed(&mut child).await;
+                        break child.end(GRACE).await;
                     }
                 }
                 () = &mut too_long => {
@@ -369,25 +370,17 @@ impl Exec {
         self.log.release();
     }
 
-    async fn killed(&self, child: &mut Child) -> Exit {
-        let ended = tree::end(self.tree, self.pid, GRACE);
-        let (exit, ()) = tokio::join!(child.wait(), ended);
-        exit
-    }
-
     /// Asks the command itself to end, and gives it some time, before the whole tree is ended.
     async fn told_to_end(&self, child: &mut Child) -> Exit {
         for signal in [Signal::TERM, Signal::CONT] {
             // It has just ended, which is as good.
-            let _ = rustix::process::kill_process_group(self.pid, signal);
+            let _ = self.tree.signal_leaders_group(signal);
         }
         let grace = tokio::time::timeout(TIMEOUT_GRACE, child.wait());
         let Ok(Some(exit)) = self.stop.run_until_cancelled(grace).await.transpose() else {
-            let ended = tree::end(self.tree, self.pid, Duration::ZERO);
-            let (exit, ()) = tokio::join!(child.wait(), ended);
-            return exit;
+            return child.end(Duration::ZERO).await;
         };
-        tree::end(self.tree, self.pid, GRACE).await;
+        self.tree.end(GRACE).await;
         exit
     }
 
@@ -606,7 +599,11 @@ impl Exec {
             return Err(ended());
         }
         let foreground = self.terminal.as_ref().and_then(|terminal| terminal.foreground_process_group().ok());
-        rustix::process::kill_process_group(foreground.unwrap_or(self.pid), signal).map_err(|_| ended())
+        let sent = match foreground {
+            Some(group) => self.tree.signal_group(group, signal),
+            None => self.tree.signal_leaders_group(signal),
+        };
+        if sent { Ok(()) } else { Err(ended()) }
     }
 
     /// Gives the terminal a new size.

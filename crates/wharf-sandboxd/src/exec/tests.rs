@@ -205,7 +205,7 @@ async fn the_last_words_before_the_end_come_whole_however_late_they_are_read() {
     tokio::time::sleep(2 * LINGER).await;
     assert_eq!(read_slowly(&exec, u64::MAX).await.len(), 1_030_000);
     drop(here);
-    tree::end(exec.tree, exec.pid, Duration::ZERO).await;
+    exec.tree.end(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -1,40 +1,66 @@
-//! Zombies that nobody waits for.
+//! Which numbers of processes are held, and zombies that nobody waits for.
+//!
+//! A number belongs to its process until that is reaped; then the kernel gives it to the next. So every child that we
+//! start is known from before it can end until it is reaped, both under one lock, and whoever signals it or its group by
+//! number does so under that lock.
 //!
 //! sandboxd is PID 1 of its sandbox, or at least the reaper of its descendants, so processes whose parent ended become
-//! its children. Waiting for any child would steal the end of those that we wait for by name (tokio's), so every child
-//! that we start is known by number, under a lock that also covers the start, and only the others are reaped here.
+//! its children. Those are reaped here; waiting for any child would steal the end of those that we wait for by name.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    process::ExitStatus,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::process::{Pid, WaitOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-static KNOWN: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
+use super::tree::ProcessId;
 
-fn known() -> MutexGuard<'static, Option<HashSet<i32>>> {
+/// Our own children that are not reaped yet, by number.
+static KNOWN: LazyLock<Mutex<HashMap<i32, ProcessId>>> = LazyLock::new(Mutex::default);
+
+fn known() -> MutexGuard<'static, HashMap<i32, ProcessId>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts a child in such a way that it is never reaped here.
+/// Starts a child in such a way that it is never reaped by [`reap`].
 pub(super) fn spawn_known(
-    start: impl FnOnce() -> io::Result<tokio::process::Child>,
-) -> io::Result<tokio::process::Child> {
+    start: impl FnOnce() -> io::Result<std::process::Child>,
+) -> io::Result<(std::process::Child, ProcessId)> {
     let mut known = known();
     let child = start()?;
-    if let Some(pid) = child.id() {
-        known.get_or_insert_default().insert(pid.cast_signed());
-    }
-    Ok(child)
+    let id = ProcessId::of_child(child.id().cast_signed());
+    known.insert(id.pid, id);
+    Ok((child, id))
 }
 
-/// Says that a child's end has been seen, so that its number may come again.
-pub(super) fn forget(pid: Pid) {
-    known().get_or_insert_default().remove(&pid.as_raw_nonzero().get());
+/// Reaps a child of ours if it has ended.
+pub(super) fn try_reap(child: &mut std::process::Child, id: ProcessId) -> io::Result<Option<ExitStatus>> {
+    let mut known = known();
+    let status = child.try_wait();
+    if !matches!(status, Ok(None)) {
+        known.remove(&id.pid);
+    }
+    status
+}
+
+/// Leaves a child that nobody waits for any more to [`reap`].
+pub(super) fn abandon(id: ProcessId) {
+    let mut known = known();
+    if known.get(&id.pid) == Some(&id) {
+        known.remove(&id.pid);
+    }
+}
+
+/// Does `work` if this child's number is still its own; it stays so until `work` is done.
+pub(super) fn while_held<T>(id: ProcessId, work: impl FnOnce(Pid) -> T) -> Option<T> {
+    let known = known();
+    let held = known.get(&id.pid) == Some(&id);
+    Pid::from_raw(id.pid).filter(|_| held).map(work)
 }
 
 /// Makes this process the parent of every descendant whose own parent ends. PID 1 is that without asking.
@@ -66,10 +92,9 @@ pub async fn reap(shutdown: CancellationToken) -> io::Result<()> {
 pub(super) fn reap_adopted() {
     let known = known();
     for pid in children() {
-        let ours = known.as_ref().is_some_and(|known| known.contains(&pid));
-        if let Some(pid) = Pid::from_raw(pid).filter(|_| !ours) {
+        if let Some(number) = Pid::from_raw(pid).filter(|_| !known.contains_key(&pid)) {
             // It still runs, or somebody else was faster: both are fine.
-            let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+            let _ = rustix::process::waitpid(Some(number), WaitOptions::NOHANG);
         }
     }
 }

@@ -4,26 +4,30 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd},
         unix::{fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::{
-    fs::{Mode, OFlags},
-    io::FdFlags,
-    process::Pid,
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    process::{ChildStderr, ChildStdin, ChildStdout},
+    signal::unix::SignalKind,
 };
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use wharf_protocol::Environment;
 
-use super::{reaper, tree::TreeId, users::User};
+use super::{
+    door::{self, Passing},
+    reaper,
+    tree::{ProcessId, Tree},
+    users::User,
+};
+use crate::pty;
 
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The kernel kills what an agent runs before it kills sandboxd.
-const OOM_SCORE: &[u8] = b"300";
 
 /// What a child has for standard input, output and error.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub enum Stdio {
     Pipes { stdin: bool },
 }
 
-/// A child to be. It gets a session of its own and nothing of our environment or files.
+/// A child to be. What else it has is stated in [`door`](super::door).
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, found in the child's `PATH` unless it has a slash, and its arguments.
@@ -45,8 +49,8 @@ pub struct Spawn<'a> {
     pub stdio: Stdio,
     /// Files that the child keeps, under the same numbers.
     pub inherited: Vec<OwnedFd>,
-    /// By which all that the child starts is found again.
-    pub tree: TreeId,
+    /// To which the child and all that it starts will belong.
+    pub tree: &'a Tree,
 }
 
 /// How a process ended.
@@ -66,41 +70,112 @@ impl Exit {
 /// A running child. Dropping it leaves the process running.
 #[derive(Debug)]
 pub struct Child {
-    child: tokio::process::Child,
-    pid: Pid,
-    tree: TreeId,
+    child: std::process::Child,
+    id: ProcessId,
+    tree: Tree,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    ending: Ending,
+    exit: Option<Exit>,
+}
+
+/// What wakes us when a child may have ended.
+#[derive(Debug)]
+enum Ending {
+    Descriptor(AsyncFd<OwnedFd>),
+    /// Before Linux 5.3.
+    Signal(tokio::signal::unix::Signal),
+}
+
+impl Ending {
+    fn of(id: ProcessId) -> io::Result<Self> {
+        let pid = Pid::from_raw(id.pid).ok_or_else(|| io::Error::other("a process has a number"))?;
+        // The child is not reaped yet, so the number is its own.
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(descriptor) => pty::registered(descriptor, Interest::READABLE).map(Self::Descriptor),
+            Err(_) => tokio::signal::unix::signal(SignalKind::child()).map(Self::Signal),
+        }
+    }
+
+    /// # Cancel safety
+    ///
+    /// Safe: the next call wakes for what a dropped one has missed, if the child is looked at in between.
+    async fn wake(&mut self) -> io::Result<()> {
+        match self {
+            Self::Descriptor(descriptor) => descriptor.readable().await?.clear_ready(),
+            Self::Signal(signal) => drop(signal.recv().await),
+        }
+        Ok(())
+    }
 }
 
 impl Child {
     pub fn pid(&self) -> Pid {
-        self.pid
-    }
-
-    pub fn tree(&self) -> TreeId {
-        self.tree
+        Pid::from_raw(self.id.pid).expect("a process has a number")
     }
 
     /// The pipe to the child's input, if it has one; only once.
     pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
+        self.stdin.take()
     }
 
     /// The pipes from the child's output and error, if it has them; only once.
     pub fn take_outputs(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
-        (self.child.stdout.take(), self.child.stderr.take())
+        (self.stdout.take(), self.stderr.take())
     }
 
     /// Waits for the process's end; safe to drop and to call again.
     pub async fn wait(&mut self) -> Exit {
-        match self.child.wait().await {
-            Ok(status) => {
-                reaper::forget(self.pid);
-                Exit { code: status.code(), signal: status.signal() }
+        loop {
+            if let Some(exit) = self.exit {
+                return exit;
             }
-            Err(error) => {
-                tracing::error!(%error, pid = self.pid.as_raw_nonzero(), "could not wait for a child");
-                Exit { code: None, signal: None }
+            match reaper::try_reap(&mut self.child, self.id) {
+                Ok(None) => {
+                    if let Err(error) = self.ending.wake().await {
+                        tracing::error!(%error, pid = self.id.pid, "cannot hear of a child's end");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+                Ok(Some(status)) => self.exit = Some(Exit { code: status.code(), signal: status.signal() }),
+                Err(error) => {
+                    tracing::error!(%error, pid = self.id.pid, "could not wait for a child");
+                    self.exit = Some(Exit { code: None, signal: None });
+                }
             }
+        }
+    }
+
+    /// Ends the child's whole tree ([`Tree::end`]); gives how the child ended. One that the kernel cannot end counts as
+    /// killed.
+    pub async fn end(&mut self, grace: Duration) -> Exit {
+        let tree = self.tree.clone();
+        let mut exit = None;
+        let all_gone = {
+            let ended = tree.end(grace);
+            tokio::pin!(ended);
+            loop {
+                tokio::select! {
+                    biased;
+                    all_gone = &mut ended => break all_gone,
+                    ended = self.wait(), if exit.is_none() => exit = Some(ended),
+                }
+            }
+        };
+        match exit {
+            Some(exit) => exit,
+            // No process of the tree is left: the child is a zombie at most.
+            None if all_gone => self.wait().await,
+            None => Exit { code: None, signal: Some(Signal::KILL.as_raw()) },
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            reaper::abandon(self.id);
         }
     }
 }
@@ -158,14 +233,33 @@ pub fn spawn(spawn: Spawn<'_>) -> io::Result<Child> {
             false
         }
     };
-    let kept: Vec<RawFd> = spawn.inherited.iter().map(AsRawFd::as_raw_fd).collect();
-    let identity = needs_other_identity(spawn.user).then(|| Ids::of(spawn.user));
-    before_exec(&mut command, spawn.tree, terminal, kept, identity);
-    let mut command = tokio::process::Command::from(command);
-    let child = reaper::spawn_known(|| command.spawn())?;
-    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    let pid = pid.ok_or_else(|| io::Error::other("the child ended before it was known"))?;
-    Ok(Child { child, pid, tree: spawn.tree })
+    let passing = Passing {
+        mark: spawn.tree.mark(),
+        terminal,
+        kept: spawn.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
+        user: spawn.user,
+    };
+    door::prepare(&mut command, passing);
+    let (mut child, id) = reaper::spawn_known(|| command.spawn())?;
+    spawn.tree.has_leader(id);
+    let started = (|| {
+        Ok(Child {
+            id,
+            tree: spawn.tree.clone(),
+            stdin: child.stdin.take().map(ChildStdin::from_std).transpose()?,
+            stdout: child.stdout.take().map(ChildStdout::from_std).transpose()?,
+            stderr: child.stderr.take().map(ChildStderr::from_std).transpose()?,
+            ending: Ending::of(id)?,
+            exit: None,
+            child,
+        })
+    })();
+    if started.is_err() {
+        // Out of descriptors, for instance: nobody would know of it.
+        let _ = reaper::while_held(id, |pid| rustix::process::kill_process_group(pid, Signal::KILL));
+        reaper::abandon(id);
+    }
+    started
 }
 
 /// What a login gives, then what was asked for, then our own.
@@ -182,61 +276,4 @@ fn environment_of(spawn: &Spawn<'_>) -> Vec<(String, String)> {
     environment.extend(std::env::var("LANG").map(|locale| ("LANG".to_owned(), locale)));
     environment.extend(spawn.environment.clone());
     environment.into_iter().collect()
-}
-
-fn needs_other_identity(user: &User) -> bool {
-    rustix::process::geteuid().is_root() && user.uid != 0
-}
-
-/// Ids as numbers, made ready before the fork: nothing may be allocated after it.
-struct Ids {
-    uid: rustix::process::Uid,
-    gid: rustix::process::Gid,
-    groups: Vec<rustix::process::Gid>,
-}
-
-impl Ids {
-    fn of(user: &User) -> Self {
-        Self {
-            uid: rustix::process::Uid::from_raw(user.uid),
-            gid: rustix::process::Gid::from_raw(user.gid),
-            groups: user.groups.iter().map(|gid| rustix::process::Gid::from_raw(*gid)).collect(),
-        }
-    }
-}
-
-#[allow(unsafe_code, reason = "work between fork and exec")]
-fn before_exec(
-    command: &mut std::process::Command,
-    tree: TreeId,
-    terminal: bool,
-    kept: Vec<RawFd>,
-    identity: Option<Ids>,
-) {
-    let prepare = move || -> io::Result<()> {
-        rustix::process::setsid()?;
-        // Where the kernel keeps no such limit, a tree is found by its parents and sessions alone.
-        let _ = tree.mark_this_process();
-        if terminal {
-            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-        }
-        for file in &kept {
-            // SAFETY: the parent holds these files open until the spawn has returned.
-            let file = unsafe { BorrowedFd::borrow_raw(*file) };
-            rustix::io::fcntl_setfd(file.as_fd(), FdFlags::empty())?;
-        }
-        if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        {
-            // Not every place allows it, and nothing depends on it.
-            let _ = rustix::io::write(file, OOM_SCORE);
-        }
-        if let Some(ids) = &identity {
-            rustix::thread::set_thread_groups(&ids.groups)?;
-            rustix::thread::set_thread_res_gid(ids.gid, ids.gid, ids.gid)?;
-            rustix::thread::set_thread_res_uid(ids.uid, ids.uid, ids.uid)?;
-        }
-        Ok(())
-    };
-    // SAFETY: only system calls are made, on values made ready before the fork; nothing allocates or takes a lock.
-    unsafe { command.pre_exec(prepare) };
 }

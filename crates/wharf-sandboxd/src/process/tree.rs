@@ -2,59 +2,98 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    fs,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::time::Instant;
 
-use super::reaper;
+use super::{mark::Mark, reaper};
 
 /// So many processes that do not heed the polite signals at once are ended without waiting any longer.
 const CROWD: usize = 256;
 /// How long a tree is stopped, again and again, until no new process of it appears.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How often a program on a terminal is told again that the terminal goes: a shell that is about to wait for input
+/// notes the signal, and waits all the same.
+const HANGING_UP_AGAIN: Duration = Duration::from_millis(100);
 
-/// Marks every process of one tree.
-///
-/// The mark is the hard limit of real-time CPU time (`RLIMIT_RTTIME`), an absurdly large one, different for each tree:
-/// children inherit it over `fork`, `exec`, `setsid` and a cleared environment, anybody may read it in
-/// `/proc/PID/limits`, and nothing is ever limited by it. Only a privileged process that sets this very limit sheds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TreeId(u64);
+/// A process, whatever becomes of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct ProcessId {
+    pub(super) pid: i32,
+    /// In clock ticks since the start of the machine; 0 if that cannot be seen.
+    began: u64,
+}
 
-impl TreeId {
-    const HIGHEST: u64 = 1 << 62;
-
-    /// A limit that no other tree has, and not above our own, which we might not be allowed to raise.
-    pub fn new() -> Self {
-        let own = rustix::process::getrlimit(Resource::Rttime).maximum.unwrap_or(u64::MAX).min(Self::HIGHEST);
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).expect("the kernel gives random bytes");
-        let half = (own / 2).max(1);
-        Self(half + u64::from_ne_bytes(random) % half)
-    }
-
-    /// Marks this process and all that it will start. Makes one system call, as is right between `fork` and `exec`.
-    pub(super) fn mark_this_process(self) -> io::Result<()> {
-        Ok(rustix::process::setrlimit(Resource::Rttime, Rlimit { current: Some(self.0), maximum: Some(self.0) })?)
-    }
-
-    fn marks(self, pid: i32) -> bool {
-        fs::read_to_string(format!("/proc/{pid}/limits")).is_ok_and(|limits| real_time_limit(&limits) == Some(self.0))
+impl ProcessId {
+    /// Of a child that is not reaped yet.
+    pub(super) fn of_child(pid: i32) -> Self {
+        Self { pid, began: look_at(pid).map_or(0, |process| process.began) }
     }
 }
 
-impl Default for TreeId {
+/// All that was started as one: a process, what it has started, and what that has, for as long as there is any.
+#[derive(Debug, Clone)]
+pub struct Tree(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    mark: Mark,
+    /// The process of ours that the tree has begun with, the latest of them.
+    leader: Mutex<Option<ProcessId>>,
+}
+
+impl Tree {
+    pub fn new() -> Self {
+        Self(Arc::new(State { mark: Mark::new(), leader: Mutex::default() }))
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.0.mark
+    }
+
+    pub(super) fn has_leader(&self, leader: ProcessId) {
+        *self.0.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader);
+    }
+
+    fn leader(&self) -> Option<ProcessId> {
+        *self.0.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the tree: politely (SIGHUP, SIGTERM, SIGCONT), and surely (SIGKILL) once `grace` has passed.
+    ///
+    /// Returns `true` when no process of the tree is left, or `false` after as long again if the kernel cannot end one.
+    /// Dropping it leaves the rest of the tree running.
+    pub async fn end(&self, grace: Duration) -> bool {
+        end_all(Which::Tree(self.clone()), grace).await
+    }
+
+    /// Signals the process group that the tree has begun with; `false` if its leader has ended.
+    pub fn signal_leaders_group(&self, signal: Signal) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        reaper::while_held(leader, |pid| rustix::process::kill_process_group(pid, signal).is_ok()).unwrap_or(false)
+    }
+
+    /// Signals `group` if it is one of the session that the tree has begun with; `false` if it is not.
+    pub fn signal_group(&self, group: Pid, signal: Signal) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let number = group.as_raw_nonzero().get();
+        if number == leader.pid {
+            return self.signal_leaders_group(signal);
+        }
+        // A group's number is its own as long as there is a process in it.
+        let is_ours = processes().iter().any(|process| process.group == number && process.session == leader.pid);
+        is_ours && rustix::process::kill_process_group(group, signal).is_ok()
+    }
+}
+
+impl Default for Tree {
     fn default() -> Self {
         Self::new()
     }
-}
-
-fn real_time_limit(limits: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max realtime timeout"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// One process as `/proc` shows it.
@@ -64,52 +103,61 @@ struct Process {
     parent: i32,
     group: i32,
     session: i32,
+    /// Whether it has a controlling terminal.
+    on_terminal: bool,
     zombie: bool,
     /// When it began, in clock ticks since the start of the machine: a number that comes again is another process.
     began: u64,
 }
 
+impl Process {
+    fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, began: self.began }
+    }
+}
+
 /// Which processes to end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Which {
-    Tree {
-        id: TreeId,
-        root: Pid,
-    },
+    Tree(Tree),
     /// All our descendants; as PID 1 that is everything.
     Descendants,
 }
 
-/// Ends a tree: politely (SIGHUP, SIGTERM, SIGCONT), and surely (SIGKILL) once `grace` has passed.
-///
-/// Returns when no process of the tree is left, or after as long again if the kernel cannot end one. Dropping it leaves
-/// the rest of the tree running.
-pub async fn end(id: TreeId, root: Pid, grace: Duration) {
-    end_all(Which::Tree { id, root }, grace).await;
+/// Ends all our descendants as [`Tree::end`] does.
+pub async fn end_descendants(grace: Duration) -> bool {
+    end_all(Which::Descendants, grace).await
 }
 
-/// Ends all our descendants in the same way.
-pub async fn end_descendants(grace: Duration) {
-    end_all(Which::Descendants, grace).await;
-}
-
-async fn end_all(which: Which, grace: Duration) {
+async fn end_all(which: Which, grace: Duration) -> bool {
     let started = Instant::now();
     let mut scan = Scan::new(which);
-    let mut told = HashSet::new();
+    let mut told: HashSet<ProcessId> = HashSet::new();
+    let mut hung_up = started;
     let mut pause = Duration::from_millis(1);
     loop {
         let members;
         (scan, members) = scan.in_background(Scan::members).await;
         if members.is_empty() {
-            return;
+            return true;
         }
         if started.elapsed() >= grace || members.len() >= CROWD {
             break;
         }
-        for process in members.iter().filter(|process| told.insert(process.pid)) {
-            for signal in [Signal::HUP, Signal::TERM, Signal::CONT] {
-                send(process.pid, signal);
+        let again = hung_up.elapsed() >= HANGING_UP_AGAIN;
+        if again {
+            hung_up = Instant::now();
+        }
+        for process in &members {
+            let signals: &[Signal] = if told.insert(process.id()) {
+                &[Signal::HUP, Signal::TERM, Signal::CONT]
+            } else if again && process.on_terminal {
+                &[Signal::HUP, Signal::CONT]
+            } else {
+                &[]
+            };
+            for signal in signals {
+                send(process.id(), *signal);
             }
         }
         tokio::time::sleep(pause).await;
@@ -120,21 +168,28 @@ async fn end_all(which: Which, grace: Duration) {
         let left;
         (scan, left) = scan.in_background(Scan::kill).await;
         if left == 0 {
-            return;
+            return true;
         }
         if killing.elapsed() >= grace + STOPPING {
             tracing::warn!(left, "processes did not end although they were killed");
-            return;
+            return false;
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-fn send(pid: i32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        // It may be gone already.
-        let _ = rustix::process::kill_process(pid, signal);
+/// Signals this process and no other that has its number by now. It may be gone already.
+fn send(id: ProcessId, signal: Signal) {
+    let Some(pid) = Pid::from_raw(id.pid) else { return };
+    let held = rustix::process::pidfd_open(pid, PidfdFlags::empty());
+    if look_at(id.pid).is_none_or(|process| process.began != id.began) {
+        return;
     }
+    let _ = match held {
+        Ok(descriptor) => rustix::process::pidfd_send_signal(descriptor, signal),
+        // Before Linux 5.3.
+        Err(_) => rustix::process::kill_process(pid, signal),
+    };
 }
 
 /// Looks for the processes of a tree, again and again.
@@ -142,8 +197,8 @@ fn send(pid: i32, signal: Signal) {
 struct Scan {
     which: Which,
     our_session: i32,
-    /// Which processes carry the mark, by number and beginning: asked once of each.
-    marked: HashMap<(i32, u64), bool>,
+    /// Which processes carry the mark: asked once of each.
+    marked: HashMap<ProcessId, bool>,
 }
 
 impl Scan {
@@ -176,7 +231,7 @@ impl Scan {
         let mut stopped = HashSet::new();
         let members = loop {
             let members = self.members();
-            let fresh: Vec<Process> = members.iter().filter(|process| stopped.insert(process.pid)).copied().collect();
+            let fresh: Vec<Process> = members.iter().filter(|process| stopped.insert(process.id())).copied().collect();
             if fresh.is_empty() || started.elapsed() >= STOPPING {
                 break members;
             }
@@ -186,26 +241,27 @@ impl Scan {
         members.len()
     }
 
-    /// The living processes of a tree: those that carry its mark, the root's descendants, and whoever shares a session
+    /// The living processes of a tree: those that carry its mark, its leader's descendants, and whoever shares a session
     /// with one of them.
     fn members(&mut self) -> Vec<Process> {
         reaper::reap_adopted();
         let processes = processes();
         let ourselves = rustix::process::getpid().as_raw_nonzero().get();
         let our_session = self.our_session;
-        let mut found: HashSet<i32> = match self.which {
+        let mut found: HashSet<i32> = match &self.which {
             Which::Descendants => HashSet::from([ourselves]),
-            Which::Tree { id, root } => {
+            Which::Tree(tree) => {
                 let before = std::mem::take(&mut self.marked);
                 self.marked = processes
                     .iter()
-                    .map(|Process { pid, began, .. }| {
-                        let key = (*pid, *began);
-                        (key, before.get(&key).copied().unwrap_or_else(|| id.marks(*pid)))
+                    .map(|process| {
+                        let id = process.id();
+                        (id, before.get(&id).copied().unwrap_or_else(|| tree.mark().is_on(id.pid)))
                     })
                     .collect();
-                let marked = self.marked.iter().filter(|(_, marked)| **marked).map(|((pid, _), _)| *pid);
-                marked.chain([root.as_raw_nonzero().get()]).collect()
+                let leader = tree.leader();
+                let begins = |(id, marked): (&ProcessId, &bool)| (*marked || Some(*id) == leader).then_some(id.pid);
+                self.marked.iter().filter_map(begins).collect()
             }
         };
         let mut sessions: HashSet<i32> = HashSet::new();
@@ -234,14 +290,21 @@ impl Scan {
 /// Signals each process, and before that its group: all of a session belongs to the tree that one of it belongs to, and
 /// every child of ours has begun with a session of its own.
 fn signal_all(targets: &[Process], signal: Signal, our_session: i32) {
-    let apart = targets.iter().filter(|process| process.session != our_session && process.group > 1);
-    let groups: HashSet<i32> = apart.map(|process| process.group).collect();
-    for group in groups.into_iter().filter_map(Pid::from_raw) {
-        // It may be gone already.
-        let _ = rustix::process::kill_process_group(group, signal);
-    }
+    let mut groups = HashSet::new();
     for process in targets {
-        send(process.pid, signal);
+        let apart = process.session != our_session && process.group > 1;
+        // A group's number is its own as long as the process that we have found is in it.
+        let is_there =
+            || look_at(process.pid).is_some_and(|now| now.id() == process.id() && now.group == process.group);
+        if let Some(group) = Pid::from_raw(process.group).filter(|_| apart)
+            && !groups.contains(&process.group)
+            && is_there()
+        {
+            groups.insert(process.group);
+            // It may be gone already.
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+        send(process.id(), signal);
     }
 }
 
@@ -256,9 +319,13 @@ fn processes() -> Vec<Process> {
     entries
         .filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+            look_at(pid)
         })
         .collect()
+}
+
+fn look_at(pid: i32) -> Option<Process> {
+    parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The name may hold anything, also `)`: the fields begin after the last one.
@@ -266,10 +333,10 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let zombie = matches!(fields.next()?, "Z" | "X");
     let mut number = || fields.next()?.parse().ok();
-    let (parent, group, session) = (number()?, number()?, number()?);
-    // Field 22 of proc(5); the session was field 6.
-    let began = fields.nth(15)?.parse().ok()?;
-    Some(Process { pid, parent, group, session, zombie, began })
+    let (parent, group, session, terminal): (_, _, _, i32) = (number()?, number()?, number()?, number()?);
+    // Field 22 of proc(5); the terminal was field 7.
+    let began = fields.nth(14)?.parse().ok()?;
+    Some(Process { pid, parent, group, session, on_terminal: terminal != 0, zombie, began })
 }
 
 #[cfg(test)]
@@ -279,15 +346,9 @@ mod tests {
     #[test]
     fn a_process_named_to_confuse_is_read() {
         let stat = "7 (a) R 1 (b) S 3 4 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 10";
-        let expected = Process { pid: 7, parent: 3, group: 4, session: 5, zombie: false, began: 777 };
+        let expected =
+            Process { pid: 7, parent: 3, group: 4, session: 5, on_terminal: false, zombie: false, began: 777 };
         assert_eq!(parse_stat(7, stat), Some(expected));
         assert_eq!(parse_stat(7, "7 (x"), None);
-    }
-
-    #[test]
-    fn the_mark_is_read_where_the_kernel_shows_it() {
-        let limits = "Limit Soft Limit Hard Limit Units\nMax realtime timeout      12                   345                  us        \n";
-        assert_eq!(real_time_limit(limits), Some(345));
-        assert_eq!(real_time_limit("Max realtime timeout      unlimited            unlimited            us"), None);
     }
 }

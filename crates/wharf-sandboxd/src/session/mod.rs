@@ -42,6 +42,7 @@ use crate::{
     output_log::OutputLog,
     process::{
         spawn::Exit,
+        tree::Tree,
         users::{self, User},
     },
     pty::PtyMaster,
@@ -160,6 +161,8 @@ pub struct Session {
     /// Held while writing to the terminal, so that two writers' bytes do not mix.
     shell: tokio::sync::Mutex<Option<Arc<Shell>>>,
     tasks: TaskTracker,
+    /// What all shells of the session have started.
+    tree: Tree,
     closed: CancellationToken,
     /// Whether the latest command may make the shell itself read a line, as `read -e` does.
     reads_lines: AtomicBool,
@@ -199,6 +202,7 @@ impl Session {
             terminal: Mutex::new(settings.terminal),
             shell: tokio::sync::Mutex::new(None),
             tasks,
+            tree: Tree::new(),
             closed,
             reads_lines: AtomicBool::new(false),
             typed: AtomicBool::new(false),
@@ -408,7 +412,7 @@ impl Session {
         if group == shell.pid && self.progress.borrow().idle {
             return Err(nothing());
         }
-        rustix::process::kill_process_group(group, signal).map_err(|_| nothing())
+        if self.tree.signal_group(group, signal) { Ok(()) } else { Err(nothing()) }
     }
 
     /// Runs one command and waits for its end or for one of its time limits.
@@ -466,7 +470,7 @@ impl Session {
 
     /// Ends the shell and everything that it started, politely and then surely; the session cannot be used again.
     ///
-    /// Returns when the shell is gone.
+    /// Returns when they are gone; also what a shell that has ended itself has left.
     pub async fn close(&self) {
         self.closed.cancel();
         let mut progress = self.progress();
@@ -475,6 +479,7 @@ impl Session {
                 break;
             }
         }
+        self.tree.end(pump::GRACE).await;
     }
 }
 

@@ -13,10 +13,7 @@ use wharf_protocol::{ByteOffset, Stream};
 use super::{Session, SessionError, Shell};
 use crate::{
     core::random_hex,
-    process::{
-        spawn::{self, Child, Spawn, Stdio},
-        tree::{self, TreeId},
-    },
+    process::spawn::{self, Child, Spawn, Stdio},
     pty,
     transcript::{Event, ShellFacts, Transcript},
 };
@@ -30,7 +27,7 @@ const LATER_LOOK: Duration = Duration::from_secs(2);
 /// How long the terminal is read after the shell has ended while others hold it open.
 const DRAIN: Duration = Duration::from_millis(50);
 /// How long a closed session's programs have to end by themselves.
-const GRACE: Duration = Duration::from_secs(2);
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 
 impl Session {
     /// Starts a shell if there is none; says whether it did.
@@ -86,7 +83,7 @@ impl Session {
             working_dir: working_dir.unwrap_or(&settings.working_dir),
             stdio: Stdio::Terminal(slave),
             inherited: vec![startup],
-            tree: TreeId::new(),
+            tree: &self.tree,
         })
         .map_err(start)?;
         let shell = Shell { pty, pid: child.pid(), pastes };
@@ -103,8 +100,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = self.closed.cancelled() => {
-                    tree::end(child.tree(), child.pid(), GRACE).await;
-                    break child.wait().await;
+                    break child.end(GRACE).await;
                 }
                 read = shell.pty.read(&mut buffer) => match read {
                     Ok(0) | Err(_) => break child.wait().await,

@@ -1,6 +1,8 @@
 //! The built sandboxd as a process: its duties, its command line, its limits on connections.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod processes;
+
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -57,8 +59,9 @@ impl Server {
             .timeout_global(Some(Duration::from_secs(120)))
             .build()
             .into();
-        let server = Self { child, port, home, agent };
+        let mut server = Self { child, port, home, agent };
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(server.child.try_wait().unwrap().is_none(), "the server has ended");
             std::thread::yield_now();
         }
         server
