@@ -21,6 +21,7 @@ use tracing::info;
 use wharf_protocol::{Secret, SecretDigest};
 
 use crate::{
+    companion,
     core::Core,
     dialect::openhands::{self, OpenHands},
     http::{
@@ -28,6 +29,7 @@ use crate::{
         server::{self, Connections, Listener},
     },
     options::{Command, Listen, OpenHandsOptions, Options, ServeOptions},
+    prepare::prepare,
     process::{reaper, tree},
 };
 
@@ -43,6 +45,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     match (options.command, options.openhands) {
         (Some(Command::Serve(serve)), _) => run_blank(serve).await,
         (Some(Command::Install { directory }), _) => install(&directory),
+        (Some(Command::Accompany { name }), _) => companion::accompany(&name).await,
+        (Some(Command::Prepare { workspace, etc, home }), _) => prepare(&workspace, &etc, &home),
         (None, Some(openhands)) => run_openhands(openhands).await,
         (None, None) => bail!("neither a subcommand nor a port was given"),
     }
@@ -62,6 +66,8 @@ async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let core = Arc::new(Core::new(Some(secret), shutdown));
     let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
+    // Held until we end.
+    let _companion = options.companion.as_deref().and_then(companion::meet);
     let mut listeners = Vec::new();
     for listen in &options.listen {
         let opened = match listen {

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod app;
+mod companion;
 pub mod core;
 pub mod dialect;
 pub mod disk_use;
@@ -15,6 +16,7 @@ pub mod files;
 pub mod http;
 pub mod options;
 pub mod output_log;
+mod prepare;
 pub mod process;
 pub mod pty;
 pub mod screen;

@@ -67,6 +67,23 @@ pub enum Command {
         /// An existing directory.
         directory: PathBuf,
     },
+    /// Wait until whoever is started with `serve --companion NAME` in the same network has ended.
+    Accompany {
+        /// What both call the abstract socket between them.
+        name: String,
+    },
+    /// Make what a sandbox needs before it starts: run as the user that it will run as, in its image.
+    Prepare {
+        /// The working directory to make in a volume. Where the volume has files already, it leads to them.
+        #[arg(long, value_name = "DIR")]
+        workspace: PathBuf,
+        /// Where to write a passwd and a group file in which this user has a name.
+        #[arg(long, value_name = "DIR")]
+        etc: PathBuf,
+        /// The home of a user that the image does not know.
+        #[arg(long, value_name = "DIR")]
+        home: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +110,9 @@ pub struct ServeOptions {
     /// An inherited pipe whose other end whoever binds this sandbox holds: when it is closed before that, we end.
     #[arg(long, value_name = "N")]
     pub maker_fd: Option<i32>,
+    /// Keep a connection to the abstract socket of `accompany NAME` until the end, for who has to end with this server.
+    #[arg(long, value_name = "NAME")]
+    pub companion: Option<String>,
     /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_seconds: u64,

@@ -58,7 +58,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let waiting = Progress::waiting(format!("suspending `{name}`"));
             runtime.suspend(&name, &|stage| waiting.stage(stage)).await?;
             drop(waiting);
-            changed(&runtime.get(&name).await?, form)?;
+            match form {
+                OutputForm::Table => out::line(&name)?,
+                OutputForm::Json => changed(&runtime.get(&name).await?, form)?,
+            }
         }
         Command::Resume { name } => {
             let waiting = Progress::waiting(format!("resuming `{name}`"));

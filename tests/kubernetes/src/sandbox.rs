@@ -21,6 +21,8 @@ use wharf_runtime::kubernetes::{
 use crate::cluster::Namespace;
 
 pub const IMAGE: &str = "localhost/wharf/debian:test";
+/// The same, with a user that is a number.
+pub const IMAGE_OF_4242: &str = "localhost/wharf/debian-4242:test";
 pub const SUSPENDED: &[&str] = &["NetworkPolicy/wharf-box", "PersistentVolumeClaim/wharf-box", "Secret/wharf-box"];
 pub const RUNNING: &[&str] = &[
     "NetworkPolicy/wharf-box",

@@ -81,12 +81,13 @@ impl Wharf {
     /// The usual settings and these in `[wharf]` and `[kubernetes]`.
     fn configure(&self, wharf: &str, kubernetes: &str) {
         let policy = if wharf.contains("image_pull_policy") { "" } else { "image_pull_policy = \"Never\"\n" };
+        let request = if kubernetes.contains("resource_cpu_request") { "" } else { "resource_cpu_request = \"50m\"\n" };
         self.write(
             "config.toml",
             &format!(
                 "[wharf]\nsandboxd_image = \"localhost/wharf/sandboxd:test\"\n{policy}{wharf}\n\
                  [sandbox]\nruntime_container_image = \"{IMAGE}\"\n\
-                 [kubernetes]\nresource_cpu_request = \"50m\"\nresource_memory_request = \"64Mi\"\n{kubernetes}\n"
+                 [kubernetes]\n{request}resource_memory_request = \"64Mi\"\n{kubernetes}\n"
             ),
         );
     }
@@ -492,6 +493,32 @@ async fn a_person_who_looks_on_is_told_why_it_takes_so_long() {
     .await;
 }
 
+/// A log heard nothing for as long as a start may take.
+#[tokio::test]
+async fn a_log_is_told_why_it_takes_so_long() {
+    with_wharf("lines", async |wharf| {
+        wharf.configure("", "resource_cpu_request = \"1000\"");
+        let arguments = ["create", "box", "--start-timeout", "9s"];
+        let told = [
+            "wharf: creating `box`: scheduling: no node has room for it: 0/1 nodes are available: 1 Insufficient cpu",
+            "`kubectl describe nodes` tells what is taken",
+        ];
+        wharf.refuses(&arguments, 125, &told);
+        wharf.configure("service_account = \"nobody\"", "");
+        let started = Instant::now();
+        let told = ["error looking up service account", "\"nobody\" not found", "`kubectl get serviceaccounts`"];
+        wharf.refuses(&["create", "box"], 125, &told);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        wharf.configure("", "");
+        let told = ["namespaces \"wharf-no-such\" not found", "`kubectl create namespace` makes it"];
+        wharf.refuses(&["-n", "wharf-no-such", "ls"], 125, &told);
+        let told = ["the sandbox has ended: its deadline of 2 s has passed"];
+        wharf.refuses(&["run", "--deadline", "2s", "--", "sleep", "1000"], 125, &told);
+        wharf.settles(&[]).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_place_is_chosen_by_flags() {
     with_wharf("place", async |wharf| {
@@ -651,6 +678,68 @@ async fn a_sandbox_that_memory_ended_says_so() {
         assert!(wharf.get(&["ls"]).contains("stopped: its processes took more memory"));
         wharf.check(&["resume", "box"], 0, "box\n");
         wharf.check(&["exec", "box", "--", "echo", "again"], 0, "again\n");
+    })
+    .await;
+}
+
+/// What is between a client and its API server, until it is cut.
+struct Line {
+    address: SocketAddr,
+    cut: tokio::sync::watch::Sender<u32>,
+}
+
+impl Line {
+    async fn to(server: &str) -> Self {
+        let server = server.trim_start_matches("https://").trim_end_matches('/').to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, cuts) = tokio::sync::watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let (server, mut cuts) = (server.clone(), cuts.clone());
+                cuts.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut there) = TcpStream::connect(&server).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, cut }
+    }
+
+    /// Ends every connection over it; new ones may come.
+    fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+/// ARCHITECTURE promises that `exec` resumes; it was killed as soon as its port-forward broke.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_goes_on_when_its_port_forward_is_cut_and_no_line_is_lost_or_said_twice() {
+    with_wharf("cut", async |mut wharf| {
+        wharf.check(&["create", "box"], 0, "box\n");
+        let line = Line::to(&wharf.namespace.config.cluster_url.to_string()).await;
+        let all = wharf.applied(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"], "");
+        let mut all: Value = serde_json::from_str(&all).unwrap();
+        all["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", line.address));
+        wharf.kubeconfig = PathBuf::from(wharf.write("kubeconfig", &all.to_string()));
+        let script = "trap 'echo killed >> /tmp/killed' HUP TERM; i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; sleep 0.1; done; exit 7";
+        let arguments = ["--route", "port-forward", "exec", "box", "--", "sh", "-c", script];
+        let mut child = wharf.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+        for expected in 1..=60 {
+            let line_of_output = lines.next().map(Result::unwrap);
+            assert_eq!(line_of_output, Some(expected.to_string()), "{:?}", child.try_wait());
+            if [5, 20, 21].contains(&expected) {
+                line.cut();
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+        wharf.refuses(&["exec", "box", "--", "cat", "/tmp/killed"], 1, &["No such file"]);
     })
     .await;
 }

@@ -23,12 +23,14 @@ use serde_json::{Value, json};
 use wharf_client::Sandbox;
 use wharf_kubernetes_tests::{
     cluster::{Namespace, RESTRICTED, settle, with_labelled_namespace, with_namespace},
-    sandbox::{self, IMAGE, RUNNING, id},
+    sandbox::{self, IMAGE, IMAGE_OF_4242, RUNNING, id},
 };
 use wharf_protocol::{ExecRequest, Frame, SandboxId, SandboxSpec};
 use wharf_runtime::{
     Lifetime, Status,
-    kubernetes::{Access, Cluster, Found, KubernetesError, KubernetesRuntime, Refusal, Settings, contract::Connect},
+    kubernetes::{
+        Access, Cluster, FailureKind, Found, KubernetesError, KubernetesRuntime, Refusal, Settings, contract::Connect,
+    },
 };
 
 const POD: &str = "wharf-box";
@@ -122,6 +124,48 @@ async fn files_survive_suspension_and_the_key_stays() {
     .await;
 }
 
+/// git works only in a directory of its user's own; whoami, ssh and a prompt need a name.
+#[tokio::test]
+async fn the_working_directory_belongs_to_the_sandboxs_user_who_has_a_name_and_a_home() {
+    const LOOK: &str = "git init -q . && git status -s && stat -c '%U %u' . && whoami && cd && pwd && touch here";
+    let expected = "sandbox 1000\nsandbox\n/workspace\n";
+    with_labelled_namespace("ownership", RESTRICTED, async |namespace| {
+        for image in [IMAGE, IMAGE_OF_4242] {
+            let runtime = runtime(&namespace, "");
+            let spec = SandboxSpec { image: Some(image.to_owned()), ..SandboxSpec::default() };
+            for lifetime in [Lifetime::Kept, Lifetime::OfThisProcess] {
+                let made = runtime.create(&id(), &spec, lifetime, &|_| {}).await.unwrap();
+                assert_eq!(inside(&made, &format!("({LOOK}) 2>&1")).await, expected, "{image} {lifetime:?}");
+                if lifetime == Lifetime::Kept {
+                    runtime.suspend(&id(), &|_| {}).await.unwrap();
+                    let resumed = resume(&runtime).await;
+                    assert_eq!(inside(&resumed, "git status -s; stat -c %U .; ls").await, "?? here\nsandbox\nhere\n");
+                }
+                runtime.remove(&id(), &|_| {}).await.unwrap();
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_images_own_user_is_used_where_it_is_a_number_and_a_root_image_says_why_not() {
+    with_labelled_namespace("image-user", RESTRICTED, async |namespace| {
+        let runtime = runtime(&namespace, "run_as_user = \"image\"");
+        let spec = SandboxSpec { image: Some(IMAGE_OF_4242.to_owned()), ..SandboxSpec::default() };
+        let made = runtime.create(&id(), &spec, Lifetime::Kept, &|_| {}).await.unwrap();
+        let look = "(git init -q . && git status -s && stat -c '%u' . && id -u && whoami) 2>&1";
+        assert_eq!(inside(&made, look).await, "4242\n4242\nsandbox\n");
+        runtime.remove(&id(), &|_| {}).await.unwrap();
+        let error = runtime.create(&id(), &SandboxSpec::default(), Lifetime::Kept, &|_| {}).await.unwrap_err();
+        let KubernetesError::Failed { failure, .. } = &error else { panic!("{error}") };
+        assert_eq!(failure.kind, FailureKind::ImageUser);
+        assert!(failure.message.contains("image will run as root"), "{error}");
+        settle(&namespace.client, &namespace.name, [""; 0]).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn nobody_is_answered_without_the_key() {
     with_namespace("key", async |namespace| {
@@ -167,7 +211,11 @@ async fn a_sandbox_has_no_privilege_no_token_and_no_secret_in_sight() {
         let seen = inside(&found, "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null; env").await;
         assert!(seen.contains("wharf-sandboxd"), "{seen}");
         let object = json!(pod(&namespace).await).to_string();
-        let log = namespace.api::<Pod>().logs(POD, &LogParams::default()).await.unwrap();
+        let log = namespace
+            .api::<Pod>()
+            .logs(POD, &LogParams { container: Some("sandbox".to_owned()), ..LogParams::default() })
+            .await
+            .unwrap();
         for secret in [found.anchor.key.reveal(), found.anchor.bind_secret.reveal()] {
             let look = format!("grep -rsF {secret} /wharf /run /etc /tmp /workspace; true");
             assert_eq!(inside(&found, &look).await, "", "a secret is in a file");

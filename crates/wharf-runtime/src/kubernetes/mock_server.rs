@@ -39,6 +39,8 @@ struct State {
     /// What the next calls with this beginning, such as `POST pods`, are answered instead: code, reason, message.
     failures: VecDeque<(String, (u16, &'static str, String))>,
     date: String,
+    /// Deletions of pods that are answered at once and take effect when they are released, as those of kubelets.
+    held: Option<Vec<Key>>,
     /// Put into the status of every new pod.
     pod_status: Option<Value>,
 }
@@ -90,6 +92,18 @@ impl MockServer {
     /// Fails the next call that begins with `call`.
     pub(super) fn fail(&self, call: &str, code: u16, reason: &'static str, message: &str) {
         self.state().failures.push_back((call.to_owned(), (code, reason, message.to_owned())));
+    }
+
+    /// Pods that are deleted end only once they are released.
+    pub(super) fn hold_pods(&self) {
+        self.state().held = Some(Vec::new());
+    }
+
+    pub(super) fn release_pods(&self) {
+        let held = self.state().held.take().unwrap_or_default();
+        for key in held {
+            self.delete(&key);
+        }
     }
 
     /// All calls so far: method and kind, `WATCH pods`, `GET version`.
@@ -233,6 +247,14 @@ impl MockServer {
                         "Conflict",
                         "the UID in the precondition (a) does not match the UID in record (b)",
                     ),
+                    Some(mut object) if plural == "pods" && self.state().held.is_some() => {
+                        let key = (plural, name);
+                        object["metadata"]["deletionTimestamp"] = json!("2026-11-27T12:00:00Z");
+                        object["metadata"]["deletionGracePeriodSeconds"] = json!(15);
+                        let object = self.store(&key, object, "MODIFIED");
+                        self.state().held.as_mut().unwrap().push(key);
+                        self.json(200, &object)
+                    }
                     Some(_) => self.json(200, &self.delete(&(plural, name)).unwrap()),
                     None => not_found(),
                 }

@@ -148,6 +148,7 @@ impl Found {
             pod: &self.names.pod,
             service: &self.names.service,
             claim: self.anchor.objects.contains_key(&Part::Workspace).then_some(self.names.pvc.as_str()),
+            // All containers but the one that carries sandboxd have it.
             image: &pod["spec"]["containers"][0]["image"],
             node: self.node.as_deref(),
             route: self.sandbox.as_ref().map(|sandbox| sandbox.route().to_string()),

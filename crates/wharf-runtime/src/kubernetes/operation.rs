@@ -341,7 +341,8 @@ impl<'a> Operation<'a> {
                 return self.observe([*part]).await;
             }
         }
-        let about_pod = parts.contains(&Part::Pod);
+        // Of a pod that ends nobody is told what events say.
+        let about_pod = parts.contains(&Part::Pod) && self.last.stage > Stage::Making;
         if about_pod && self.event_changes.is_none() && Instant::now() >= self.events_at {
             self.look_at_events().await;
             self.tell(self.with_events(self.last.clone()));
@@ -594,7 +595,9 @@ impl<'a> Operation<'a> {
     async fn failed(&mut self, failure: Failure) -> KubernetesError {
         let log = match failure.kind {
             FailureKind::CrashLoop | FailureKind::Ended | FailureKind::StartFailed => self.last_words().await,
-            FailureKind::PullFailed | FailureKind::OutOfMemory | FailureKind::Evicted => Vec::new(),
+            FailureKind::PullFailed | FailureKind::ImageUser | FailureKind::OutOfMemory | FailureKind::Evicted => {
+                Vec::new()
+            }
         };
         KubernetesError::Failed { id: self.id.clone(), failure, log }
     }

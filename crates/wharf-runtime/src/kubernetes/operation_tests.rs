@@ -120,6 +120,27 @@ async fn a_pod_that_waits_for_room_says_so_from_the_start_to_the_time_out() {
     assert!(matches!(&error, KubernetesError::TimedOut { waiting, .. } if waiting.is_for_capacity()), "{error}");
 }
 
+/// Events say why a start takes long; the end of a pod has no use for them.
+#[tokio::test(start_paused = true)]
+async fn events_are_read_of_a_pod_that_starts_and_not_of_one_that_ends() {
+    let server = MockServer::start();
+    server.set_pod_status(unschedulable());
+    let runtime = server.runtime(CONFIG);
+    leave_half_made(&runtime).await;
+    assert!(server.calls().contains(&"GET events".to_owned()));
+    let before = server.calls().len();
+    server.hold_pods();
+    let held = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        server.release_pods();
+    };
+    let id = id();
+    let (suspended, ()) = tokio::join!(runtime.suspend(&id, &|_| {}), held);
+    suspended.unwrap();
+    let calls = server.calls()[before..].to_vec();
+    assert!(calls.contains(&"WATCH pods".to_owned()) && !calls.iter().any(|call| call.contains("events")), "{calls:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_the_server_has_forgotten_or_cuts_is_opened_again() {
     let server = MockServer::start();

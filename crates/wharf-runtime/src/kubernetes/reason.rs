@@ -1,10 +1,13 @@
 //! Why a pod is not ready: from its status and its events to words for a person, and to a verdict whether waiting helps.
 //! Pure.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Event, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod};
 use serde::Serialize;
 
-use super::{manifest::container_name, settings::Profile};
+use super::{
+    manifest::{PREPARE, container_name},
+    settings::Profile,
+};
 
 /// Longest text that is taken over from the cluster or a sandbox.
 const LONGEST_TEXT: usize = 600;
@@ -77,6 +80,8 @@ impl std::fmt::Display for Waiting {
 pub enum FailureKind {
     PullFailed,
     StartFailed,
+    /// The image's user is none that a sandbox may run as.
+    ImageUser,
     CrashLoop,
     OutOfMemory,
     Evicted,
@@ -131,6 +136,13 @@ pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     if state.is_some_and(|state| state.terminated.is_some()) {
         return Verdict::Failed(ended(pod, &containers));
     }
+    let prepared = containers.iter().find(|container| container.name == PREPARE);
+    let not_prepared = prepared.and_then(|prepare| prepare.state.as_ref()?.terminated.as_ref());
+    if let Some(ended) = not_prepared.filter(|ended| ended.exit_code != 0)
+        && state.is_none_or(|state| state.running.is_none())
+    {
+        return Verdict::Failed(not_ready(ended, events));
+    }
     let running = state.is_some_and(|state| state.running.is_some());
     if let Some(address) = status.pod_ip.as_ref().filter(|address| running && !address.is_empty()) {
         return Verdict::Reachable { address: address.clone() };
@@ -163,7 +175,8 @@ pub(super) fn own_containers(pod: &Pod) -> Vec<&ContainerStatus> {
     let init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
     let main = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let before = init.filter(|container| !is_sidecar(pod, &container.name));
-    before.chain(main.filter(|container| is_sandbox(container))).collect()
+    let ours = main.filter(|container| is_sandbox(container) || container.name == PREPARE);
+    before.chain(ours).collect()
 }
 
 fn is_sandbox(container: &ContainerStatus) -> bool {
@@ -174,6 +187,15 @@ fn is_sandbox(container: &ContainerStatus) -> bool {
 fn is_sidecar(pod: &Pod, name: &str) -> bool {
     let mut init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     init.any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
+}
+
+/// Why the working directory could not be made, in the words of the hook that makes it.
+fn not_ready(ended: &ContainerStateTerminated, events: &[Event]) -> Failure {
+    let hook = events.iter().find(|event| event.reason.as_deref() == Some("FailedPostStartHook"));
+    let told = hook.and_then(|event| event.message.as_deref());
+    let message =
+        told.map_or_else(|| format!("container `{PREPARE}` ended with code {}", ended.exit_code), str::to_owned);
+    Failure::new(FailureKind::StartFailed, format!("its working directory could not be made: {message}"))
 }
 
 /// How a pod that has ended came to its end.
@@ -240,6 +262,10 @@ fn failure_of(container: &ContainerStatus) -> Option<Failure> {
         }
         "ErrImagePull" | "ImagePullBackOff" if is_permanent(message) => {
             Some(Failure::new(FailureKind::PullFailed, message))
+        }
+        // Other faults of a configuration may pass, such as a Secret that is not there yet.
+        "CreateContainerConfigError" if message.contains("runAsNonRoot") => {
+            Some(Failure::new(FailureKind::ImageUser, message))
         }
         "CreateContainerError" | "RunContainerError" | "PostStartHookError" => {
             Some(Failure::new(FailureKind::StartFailed, message))
@@ -353,6 +379,16 @@ mod tests {
         check(waiting("ErrImagePull", "x: not found"), json!([]), "PullFailed: x: not found");
         check(waiting("ErrImageNeverPull", "not present"), json!([]), "PullFailed: not present");
         check(waiting("ImagePullBackOff", "dial tcp: i/o timeout"), json!([]), "pulling: dial tcp: i/o timeout");
+    }
+
+    #[test]
+    fn an_image_whose_user_is_root_or_a_name_is_a_failure_and_a_missing_secret_is_waited_for() {
+        let waiting = |message: &str| {
+            container(json!({ "waiting": { "reason": "CreateContainerConfigError", "message": message } }))
+        };
+        let root = "container has runAsNonRoot and image will run as root";
+        check(waiting(root), json!([]), &format!("ImageUser: {root}"));
+        check(waiting("secret \"a\" not found"), json!([]), "starting: secret \"a\" not found");
     }
 
     #[test]

@@ -59,6 +59,32 @@ pub fn current_user() -> User {
     user
 }
 
+/// A passwd and a group file in which a user has a name: the image's own lines, and what they lack.
+pub(crate) fn with_user(passwd: &str, group: &str, uid: u32, gid: u32, home: &Path) -> (String, String) {
+    const NAME: &str = "sandbox";
+    let lines = |text: &str, otherwise: &str| {
+        let text = if text.trim().is_empty() { otherwise } else { text };
+        format!("{}\n", text.trim_end_matches('\n'))
+    };
+    let mut passwd = lines(passwd, "root:x:0:0:root:/root:/bin/sh");
+    let mut group = lines(group, "root:x:0:");
+    if parse_user(&passwd, "", |_, found| found == uid).is_none() {
+        let is_taken = parse_user(&passwd, "", |name, _| name == NAME).is_some();
+        let name = if is_taken { format!("{NAME}-{uid}") } else { NAME.to_owned() };
+        let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
+        // A colon would end the field.
+        let home = home.to_str().filter(|home| !home.contains([':', '\n'])).unwrap_or("/");
+        passwd += &format!("{name}:x:{uid}:{gid}:{name}:{home}:{shell}\n");
+    }
+    let has_group = |line: &str| line.split(':').nth(2) == Some(gid.to_string().as_str());
+    if !group.lines().any(has_group) {
+        let is_taken = group.lines().any(|line| line.split(':').next() == Some(NAME));
+        let name = if is_taken { format!("{NAME}-{gid}") } else { NAME.to_owned() };
+        group += &format!("{name}:x:{gid}:\n");
+    }
+    (passwd, group)
+}
+
 /// The name of a uid, or the number as text.
 pub fn name_of(uid: u32) -> String {
     parse_user(&read(PASSWD), "", |_, found| found == uid).map_or_else(|| uid.to_string(), |user| user.name)
@@ -195,6 +221,22 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken line\n:x:\nann:x:1000:100:Ann,,:/home/ann:\n";
     const GROUP: &str = "users:x:100:\nsudo:x:27:bob,ann\nx:y:z:ann\ndocker:x:5:ann\n";
+
+    #[test]
+    fn a_user_without_a_name_gets_one_and_all_others_keep_theirs() {
+        let home = Path::new("/workspace");
+        assert_eq!(with_user(PASSWD, GROUP, 1000, 100, home), (PASSWD.to_owned(), GROUP.to_owned()));
+        let (passwd, group) = with_user(PASSWD, GROUP, 4242, 4242, home);
+        let user = parse_user(&passwd, &group, |_, uid| uid == 4242).unwrap();
+        assert_eq!((user.name.as_str(), user.gid, user.home.as_path()), ("sandbox", 4242, home));
+        assert!(passwd.starts_with(PASSWD) && group.ends_with("\nsandbox:x:4242:\n"));
+        let (again, _) = with_user(&passwd, &group, 5, 4242, home);
+        assert!(again.contains("\nsandbox-5:x:5:4242:"), "{again}");
+        // An image with nothing but a program.
+        let (passwd, group) = with_user("", "", 1000, 1000, home);
+        assert_eq!(passwd.lines().count() + group.lines().count(), 4);
+        assert!(passwd.starts_with("root:x:0:0:"));
+    }
 
     #[test]
     fn a_user_is_read_with_all_groups_and_broken_lines_are_passed_over() {

@@ -1,6 +1,7 @@
 //! The life of one shell: start it, read its terminal, say what happened, reap it.
 
 use std::{
+    io,
     path::Path,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
@@ -69,6 +70,10 @@ impl Session {
         let startup_path = spawn::inherited_path(&startup);
         let argv = match &bash {
             Some(bash) => vec![bash.clone().into_os_string(), "--rcfile".into(), startup_path.into(), "-i".into()],
+            None if spawn::find_program("sh", &path).is_none() => {
+                let why = "there is neither bash nor sh; `wharf exec` runs the programs that there are";
+                return Err(start(io::Error::new(io::ErrorKind::NotFound, why)));
+            }
             None => {
                 environment.insert("ENV".to_owned(), startup_path);
                 vec!["sh".into(), "-i".into()]

@@ -58,7 +58,13 @@ fn main() {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
         // A cluster that is missing is told before anything is made.
         Cluster::find().await;
-        with_namespace("bench", async |namespace| measure(&namespace).await).await;
+        // `kubernetes-bench calls` only counts.
+        let only_calls = std::env::args().nth(1).is_some_and(|argument| argument == "calls");
+        with_namespace("bench", async |namespace| match only_calls {
+            true => calls(&namespace).await,
+            false => measure(&namespace).await,
+        })
+        .await;
     });
 }
 

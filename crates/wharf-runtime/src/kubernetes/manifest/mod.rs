@@ -42,6 +42,9 @@ pub(super) fn container_name(profile: Profile) -> &'static str {
     }
 }
 
+/// What makes a sandbox's working directory in a pod of ours.
+pub(super) const PREPARE: &str = "prepare";
+
 /// The objects of one sandbox, but its anchor.
 pub type Objects = BTreeMap<Part, Value>;
 

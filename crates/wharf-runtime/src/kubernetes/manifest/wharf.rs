@@ -3,18 +3,25 @@
 use serde_json::{Value, json};
 
 use super::{
-    APP_PORTS, Carried, DEADLINE_GRACE_SECONDS, Objects, Request, SERVER_PORT, Workspace, add_container_extras,
-    add_extra_volumes, add_pod_extras, claim, container_name, ingress, metadata, ownership::SANDBOX_LABEL, policy,
-    pull_policy, resources,
+    APP_PORTS, Carried, DEADLINE_GRACE_SECONDS, Objects, PREPARE, Request, SERVER_PORT, Workspace,
+    add_container_extras, add_extra_volumes, add_pod_extras, claim, container_name, ingress, metadata,
+    ownership::SANDBOX_LABEL, policy, pull_policy, resources,
 };
 use crate::kubernetes::{
     names::Names,
     part::Part,
-    settings::{IngressMode, Settings, sum},
+    settings::{IngressMode, Profile, RunAs, Settings, sum},
 };
 
 /// Where the pod has what is ours. Images have nothing there.
 const PROGRAM_DIRECTORY: &str = "/wharf/bin";
+/// Where what is made before a sandbox starts has its volumes.
+const VOLUME_DIRECTORY: &str = "/wharf/volume";
+const ETC_DIRECTORY: &str = "/wharf/etc";
+/// The working directory in its volume: the volume's root belongs to whoever made it, and git refuses to work there.
+const WORKSPACE_DIRECTORY: &str = ".wharf-workspace";
+/// The abstract socket by which `prepare` learns of the sandbox's end.
+const COMPANION: &str = "wharf-companion";
 /// sandboxd's own patience with what runs in it, and some more.
 const GRACE_SECONDS: u32 = 15;
 
@@ -86,11 +93,16 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
             json!({ "name": "wharf-bin", "image": image })
         }
     };
-    let mut volumes = vec![workspace, program];
+    let etc = json!({ "name": "wharf-etc", "emptyDir": { "sizeLimit": "16Mi" } });
+    let mut volumes = vec![workspace, program, etc];
+    let program = json!({ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY, "readOnly": true });
     let mut mounts = vec![
-        json!({ "name": "workspace", "mountPath": settings.workspace_path }),
-        json!({ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY, "readOnly": true }),
+        json!({ "name": "workspace", "mountPath": settings.workspace_path, "subPath": WORKSPACE_DIRECTORY }),
+        program.clone(),
     ];
+    mounts.extend(["passwd", "group"].map(
+        |file| json!({ "name": "wharf-etc", "mountPath": format!("/etc/{file}"), "subPath": file, "readOnly": true }),
+    ));
     add_extra_volumes(&mut mounts, &mut volumes, settings);
     let ports: Vec<_> = [json!({ "containerPort": SERVER_PORT, "name": "http" })]
         .into_iter()
@@ -112,6 +124,8 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
             "serve",
             "--listen",
             format!("tcp:[::]:{SERVER_PORT}"),
+            "--companion",
+            COMPANION,
         ],
         "ports": ports,
         "volumeMounts": mounts,
@@ -129,7 +143,8 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": pod_security(settings),
-        "containers": [container],
+        // Kubelets start them in this order, each once the hook of the one before has ended.
+        "containers": [prepare(settings, program), container],
         "volumes": volumes,
     });
     if request.carried == Carried::ByInitContainer {
@@ -138,10 +153,7 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
             "image": settings.sandboxd_image,
             "command": ["/wharf-sandboxd", "install", PROGRAM_DIRECTORY],
             "volumeMounts": [{ "name": "wharf-bin", "mountPath": PROGRAM_DIRECTORY }],
-            "resources": {
-                "limits": { "memory": "64Mi", "cpu": "1" },
-                "requests": { "memory": "16Mi", "cpu": "10m" },
-            },
+            "resources": small(),
             "securityContext": restricted(),
         });
         if let Some(carrier) = carrier.as_object_mut() {
@@ -155,7 +167,55 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
     if let Some(spec) = spec.as_object_mut() {
         add_pod_extras(spec, settings);
     }
-    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(&names.pod, selector(names), settings), "spec": spec })
+    let mut metadata = metadata(&names.pod, selector(names), settings);
+    // For kubectl, which takes the first one otherwise.
+    metadata["annotations"]["kubectl.kubernetes.io/default-container"] = json!(container_name(settings.profile));
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+}
+
+/// What makes the working directory and the user's name before the sandbox starts, in the sandbox's own image and as its
+/// user, so that what it makes belongs to that one.
+///
+/// An init container could do it too, but a kubelet looks once a second whether one has ended: its start would take three
+/// times as long. This one's work is done by its hook; then it only waits for the end of the sandbox, because a pod with a
+/// container that has ended is not ready.
+fn prepare(settings: &Settings, program: Value) -> Value {
+    let ourselves = format!("{PROGRAM_DIRECTORY}/wharf-sandboxd");
+    let hook = json!([
+        ourselves,
+        "prepare",
+        "--workspace",
+        format!("{VOLUME_DIRECTORY}/{WORKSPACE_DIRECTORY}"),
+        "--etc",
+        ETC_DIRECTORY,
+        "--home",
+        settings.workspace_path,
+    ]);
+    let mut prepare = json!({
+        "name": PREPARE,
+        "image": settings.image,
+        "command": [ourselves, "accompany", COMPANION],
+        "lifecycle": { "postStart": { "exec": { "command": hook } } },
+        "volumeMounts": [
+            program,
+            { "name": "workspace", "mountPath": VOLUME_DIRECTORY },
+            { "name": "wharf-etc", "mountPath": ETC_DIRECTORY },
+        ],
+        "resources": small(),
+        "securityContext": restricted(),
+    });
+    if let Some(prepare) = prepare.as_object_mut() {
+        add_container_extras(prepare, settings);
+    }
+    prepare
+}
+
+/// For containers of ours that do next to nothing.
+fn small() -> Value {
+    json!({
+        "limits": { "memory": "64Mi", "cpu": "1", "ephemeral-storage": "64Mi" },
+        "requests": { "memory": "16Mi", "cpu": "10m", "ephemeral-storage": "1Mi" },
+    })
 }
 
 /// The pod whose sandboxd takes its identity from who has the bind secret of this digest.
@@ -163,7 +223,9 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
 /// The secret itself can be read neither in the sandbox nor by who may see pods, and no kubelet has to fetch it.
 pub(crate) fn locked(pod: &Value, digest: &str) -> Value {
     let mut pod = pod.clone();
-    if let Some(command) = pod["spec"]["containers"][0]["command"].as_array_mut() {
+    let containers = pod["spec"]["containers"].as_array_mut().into_iter().flatten();
+    let sandbox = containers.into_iter().find(|container| container["name"] == container_name(Profile::Wharf));
+    if let Some(command) = sandbox.and_then(|sandbox| sandbox["command"].as_array_mut()) {
         command.extend([json!("--bind-secret-sha256"), json!(digest)]);
     }
     pod
@@ -180,13 +242,15 @@ fn container_security(settings: &Settings) -> Value {
 
 fn pod_security(settings: &Settings) -> Value {
     let mut security = json!({
-        "runAsUser": settings.run_as_user,
-        "runAsGroup": settings.run_as_group,
         // The workspace belongs to the sandbox's group; a large one is not walked at every start.
         "fsGroup": settings.run_as_group,
         "fsGroupChangePolicy": "OnRootMismatch",
     });
-    if settings.run_as_user != 0 {
+    if let RunAs::Id(user) = settings.run_as_user {
+        security["runAsUser"] = json!(user);
+        security["runAsGroup"] = json!(settings.run_as_group);
+    }
+    if settings.run_as_user != RunAs::Id(0) {
         security["runAsNonRoot"] = json!(true);
     }
     if !settings.privileged {
@@ -230,7 +294,7 @@ mod tests {
                     assert_ne!(requests.get(resource), Some(limit), "{resource}");
                 }
             }
-            let requests = &pod["spec"]["containers"][0]["resources"]["requests"];
+            let requests = &pod["spec"]["containers"][1]["resources"]["requests"];
             assert_eq!(requests, &json!({ "cpu": "100m", "memory": "256Mi", "ephemeral-storage": "256Mi" }));
         }
     }

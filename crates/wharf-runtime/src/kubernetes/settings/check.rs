@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{
-    Clients, Egress, Profile, Resolver, Settings, SettingsError, SettingsProblem,
+    Clients, Egress, Profile, Resolver, RunAs, Settings, SettingsError, SettingsProblem,
     quantity::{Quantity, compare},
     reader::Origins,
     syntax::{self, Verdict},
@@ -240,8 +240,12 @@ impl Check<'_> {
 
     fn users(&mut self) {
         let settings = self.settings;
+        let user = match settings.run_as_user {
+            RunAs::Id(user) => user,
+            RunAs::Image => 0,
+        };
         let ids = [
-            ("wharf.run_as_user", settings.run_as_user),
+            ("wharf.run_as_user", user),
             ("wharf.run_as_group", settings.run_as_group),
             ("sandbox.user_id", settings.server_user_id),
         ];
@@ -504,7 +508,7 @@ mod tests {
     fn numbers_are_in_their_bounds() {
         check(
             |settings| {
-                settings.run_as_user = u32::MAX;
+                settings.run_as_user = RunAs::Id(u32::MAX);
                 settings.start_timeout = Duration::ZERO;
                 settings.action_timeout_seconds = 0;
                 set(&mut settings.git_user_name, "a\nb");

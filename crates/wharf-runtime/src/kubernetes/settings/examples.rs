@@ -59,7 +59,9 @@ fn without_a_word_a_sandbox_is_ours_small_and_walled() {
                 labels: {},
                 annotations: {},
                 extra_volumes: [],
-                run_as_user: 1000,
+                run_as_user: Id(
+                    1000,
+                ),
                 run_as_group: 1000,
                 privileged: false,
                 hardened: false,
@@ -291,7 +293,9 @@ fn every_key_of_ours_has_its_meaning() {
                         read_only: true,
                     },
                 ],
-                run_as_user: 1234,
+                run_as_user: Id(
+                    1234,
+                ),
                 run_as_group: 5678,
                 privileged: false,
                 hardened: true,

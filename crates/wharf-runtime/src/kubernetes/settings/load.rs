@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use k8s_openapi::api::core::v1::Toleration;
 
 use super::{
-    Clients, Egress, IngressMode, IngressSettings, OpenHandsVersion, Profile, RouteChoice, Settings, SettingsError,
-    SettingsProblem, Variables, at_most,
+    Clients, Egress, IngressMode, IngressSettings, OpenHandsVersion, Profile, RouteChoice, RunAs, Settings,
+    SettingsError, SettingsProblem, Variables, at_most,
     check::{SELECTOR_PAIR, check},
     keys::Key,
     reader::Reader,
@@ -182,7 +182,7 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
         annotations: read.find(Key::wharf("annotations")).unwrap_or_default(),
         extra_volumes: read.find(Key::wharf("extra_volumes")).unwrap_or_default(),
 
-        run_as_user: read.find(Key::wharf("run_as_user")).unwrap_or(FIRST_USER),
+        run_as_user: read.find(Key::wharf("run_as_user")).unwrap_or(RunAs::Id(FIRST_USER)),
         run_as_group: read.find(Key::wharf("run_as_group")).unwrap_or(FIRST_USER),
         privileged: read.find(Key::kubernetes("privileged")).unwrap_or_default(),
         hardened: read.find(Key::wharf("hardened")).unwrap_or_default(),
@@ -421,7 +421,7 @@ fn warn_of_dangers(settings: &Settings, warnings: &mut Vec<String>) {
         Profile::Wharf if settings.privileged => {
             warnings.push("`kubernetes.privileged` is true: nothing keeps a sandbox from its node".to_owned());
         }
-        Profile::Wharf if settings.run_as_user == 0 => {
+        Profile::Wharf if settings.run_as_user == RunAs::Id(0) => {
             warnings.push("`wharf.run_as_user` is 0: a namespace with restricted Pod Security refuses root".to_owned());
         }
         Profile::Wharf | Profile::OpenHands => {}

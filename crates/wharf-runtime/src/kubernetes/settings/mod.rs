@@ -179,6 +179,14 @@ impl std::fmt::Debug for Variables {
     }
 }
 
+/// Whom a sandbox's processes run as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunAs {
+    Id(u32),
+    /// The user of the image, which has to be a number that is not root's: a kubelet refuses all others.
+    Image,
+}
+
 /// Accelerators of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
@@ -230,7 +238,7 @@ pub struct Settings {
     pub extra_volumes: Vec<ExtraVolume>,
 
     /// The user and group of the sandbox's processes (`wharf` profile).
-    pub run_as_user: u32,
+    pub run_as_user: RunAs,
     pub run_as_group: u32,
     pub privileged: bool,
     /// `openhands` profile: adds what its image tolerates of the `wharf` profile's walls.

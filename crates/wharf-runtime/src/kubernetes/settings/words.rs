@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Carrier, Clients, Egress, Gpu, IngressMode, OpenHandsVersion, Profile, PullPolicy, Resolver, RouteChoice,
+    Carrier, Clients, Egress, Gpu, IngressMode, OpenHandsVersion, Profile, PullPolicy, Resolver, RouteChoice, RunAs,
     SettingsProblem,
     value::{Place, Setting, Spelled, shown},
 };
@@ -62,6 +62,21 @@ impl Setting for PullPolicy {
     fn read(place: &Place<'_>, problems: &mut Vec<SettingsProblem>) -> Option<Self> {
         let words = [("Always", Self::Always), ("IfNotPresent", Self::IfNotPresent), ("Never", Self::Never)];
         place.word(&words, problems)
+    }
+}
+
+impl Setting for RunAs {
+    const SPELLED: Spelled = Spelled::Structure;
+
+    fn read(place: &Place<'_>, problems: &mut Vec<SettingsProblem>) -> Option<Self> {
+        match place.value {
+            Value::String(text) if text == "image" => Some(Self::Image),
+            Value::String(text) if text.parse::<u32>().is_err() => {
+                place.refuse(problems, "the number of a user, or `image`, is expected");
+                None
+            }
+            _ => u32::read(place, problems).map(Self::Id),
+        }
     }
 }
 

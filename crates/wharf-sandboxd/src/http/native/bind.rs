@@ -1,6 +1,12 @@
 //! `POST /v1/bind`: a blank sandbox gets its identity, once.
 
-use std::{ffi::OsString, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -8,6 +14,7 @@ use axum::{
     http::StatusCode,
     routing::post,
 };
+use rustix::fs::Access;
 use wharf_protocol::{BindRequest, Environment, Limits, Problem, ProblemKind};
 
 use super::auth::bearer;
@@ -77,12 +84,19 @@ fn identity_of(request: BindRequest) -> Result<Identity, ApiError> {
     ensure_directory(&working_dir, &user)
         .map_err(|error| ApiError::invalid("working_dir", &request.working_dir, error.to_string()))?;
     let mut environment = if request.inherit_environment { inherited() } else { Environment::new() };
-    if user.is_nameless() {
-        // Nobody has made a home for it.
-        environment.entry("HOME".to_owned()).or_insert_with(|| request.working_dir.clone());
+    let home = environment.get("HOME").map_or(user.home.as_path(), Path::new);
+    if user.is_nameless() || (request.inherit_environment && !is_ours(home, &user)) {
+        // Nobody has made a home for it, or the image's is root's.
+        environment.insert("HOME".to_owned(), request.working_dir.clone());
     }
     environment.extend(request.environment);
     Ok(Identity { keys: request.keys, environment, user, working_dir, limits: request.limits })
+}
+
+/// Whether a user that cannot become another can work in a directory.
+fn is_ours(home: &Path, user: &User) -> bool {
+    let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    user.uid != rustix::process::geteuid().as_raw() || rustix::fs::access(home, all).is_ok()
 }
 
 /// The variables that we were started with. What a container engine makes of a user without a home is none.
