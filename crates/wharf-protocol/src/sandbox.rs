@@ -49,6 +49,8 @@ pub struct SandboxSpec {
     pub mounts: Vec<MountSpec>,
     /// What of the mounts may be written although the host runs it: paths in the sandbox or relative to a mount, or `all`.
     pub unprotect: Vec<String>,
+    /// Whom commands run as: a name, or `UID` or `UID:GID`. Absent: the caller's own user; in a cluster, its settings'.
+    pub user: Option<String>,
     pub isolation: Isolation,
     pub network: NetworkMode,
     pub limits: Limits,
@@ -72,6 +74,7 @@ impl Default for SandboxSpec {
             environment: Environment::new(),
             mounts: Vec::new(),
             unprotect: Vec::new(),
+            user: None,
             isolation: Isolation::default(),
             network: NetworkMode::default(),
             limits: Limits::default(),

@@ -113,10 +113,10 @@ impl Sandbox {
         }
     }
 
-    /// What its maker should know of its mounts; only a local sandbox tells.
-    pub fn notes(&self) -> &[String] {
+    /// What of its mounts does not work as its maker may think; only a local sandbox tells.
+    pub fn warnings(&self) -> &[String] {
         match &self.place {
-            Place::Local(record) => &record.notes,
+            Place::Local(record) => &record.warnings,
             Place::Kubernetes(_) => &[],
         }
     }
@@ -145,6 +145,7 @@ impl Sandbox {
             walls: &'a [Wall],
             bounds: Bounds,
             protected: &'a [String],
+            warnings: &'a [String],
             notes: &'a [String],
             spec: &'a SandboxSpec,
         }
@@ -164,6 +165,7 @@ impl Sandbox {
                 walls: &record.walls,
                 bounds: record.bounds,
                 protected: &record.protected,
+                warnings: &record.warnings,
                 notes: &record.notes,
                 spec: &record.spec,
             })),

@@ -140,6 +140,7 @@ fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
         working_dir: shape.workdir.clone(),
         environment: environment(&shape.env)?,
         mounts: shape.mounts().map_err(anyhow::Error::msg)?,
+        user: shape.user.clone(),
         unprotect: shape.unprotect.clone(),
         isolation: shape.isolation.into(),
         network: shape.network.into(),
@@ -171,8 +172,8 @@ fn made_up_name(prefix: &str) -> SandboxName {
 }
 
 fn warn_of_missing_walls(sandbox: &Sandbox) {
-    for note in sandbox.notes() {
-        crate::out::note!("warning: {note}");
+    for warning in sandbox.warnings() {
+        crate::out::note!("warning: {warning}");
     }
     for wall in sandbox.walls() {
         if let Some(reason) = &wall.missing {

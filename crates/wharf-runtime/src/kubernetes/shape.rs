@@ -30,6 +30,9 @@ pub(super) fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings
     if let Some(path) = spec.unprotect.first() {
         refuse("unprotect", path, "a sandbox in a cluster has no mounts of this machine");
     }
+    if let Some(user) = &spec.user {
+        refuse("user", user, "`run_as_user` and `run_as_group` in [wharf] say whom a pod runs as");
+    }
     if spec.isolation != Isolation::Full {
         refuse("isolation", &format!("{:?}", spec.isolation), "a pod has its cluster's walls");
     }

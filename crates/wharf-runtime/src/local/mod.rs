@@ -25,6 +25,7 @@ mod ranges;
 mod record;
 mod socket;
 mod sys;
+mod users;
 
 use std::{
     fs::{self, File},
@@ -35,7 +36,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use wharf_protocol::{BindRequest, Environment, Isolation, Limits, SandboxName, SandboxSpec, Secret};
+use wharf_protocol::{BindRequest, Environment, Isolation, Limits, SandboxName, SandboxSpec, Secret, UserSpec};
 
 use crate::{Collected, Lifetime, Status, random_hex};
 
@@ -52,6 +53,7 @@ use self::{
     protection::{Mounts, PROTECTED_PATHS, Placeholder, plan_mounts, remove_placeholders, set_placeholders},
     ranges::{RangeError, Register},
     record::{Found, Phase, Verdict},
+    users::{Caller, plan_user},
 };
 
 /// The hidden first argument with which the program itself is started as the launcher.
@@ -134,6 +136,8 @@ struct Started {
     record: Record,
     /// Whether paths inside are those of a root of its own.
     private_root: bool,
+    /// Whom commands run as, if not as sandboxd does.
+    user: Option<UserSpec>,
     /// A blank sandboxd ends once this is closed: nobody else could ever bind it.
     maker: std::process::ChildStdin,
 }
@@ -209,6 +213,7 @@ impl LocalRuntime {
             walls: Vec::new(),
             bounds: bounds_of(spec),
             protected: Vec::new(),
+            warnings: Vec::new(),
             notes: Vec::new(),
             first_id: None,
             directory,
@@ -232,7 +237,7 @@ impl LocalRuntime {
             drop(held);
             started
         });
-        let Started { mut record, private_root, maker } = started.await?;
+        let Started { mut record, private_root, user, maker } = started.await?;
         let mut environment = record.spec.environment.clone();
         let working_dir =
             if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside(&record) };
@@ -240,7 +245,7 @@ impl LocalRuntime {
             // The walls that are left let nobody write in the user's own home.
             environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());
         }
-        let request = bind_request(&record, key, environment, &working_dir);
+        let request = BindRequest { user, ..bind_request(&record, key, environment, &working_dir) };
         let blank = wharf_client::Sandbox::new(record.route(), bind_secret);
         let failed = match tokio::time::timeout(BIND_PATIENCE, blank.bind(&request)).await {
             Ok(Ok(())) => {
@@ -274,13 +279,19 @@ impl LocalRuntime {
                 Err(error) => return Err(ids(&record.name, error)),
             };
         }
+        let user = plan_user(record.spec.user.as_deref(), &Caller::of_this_process(), &users::passwd());
+        let user = user.map_err(|reason| LocalError::Spec {
+            field: "user",
+            value: record.spec.user.clone().unwrap_or_default(),
+            reason,
+        })?;
         let mounts = if record.spec.isolation == Isolation::None {
             Mounts::default()
         } else {
             plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes())
         };
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
-        (record.protected, record.notes) = (mounts.protected, mounts.notes);
+        (record.protected, record.warnings, record.notes) = (mounts.protected, mounts.warnings, mounts.notes);
         let spec = &record.spec;
         let plan = Plan {
             name: record.name.to_string(),
@@ -292,6 +303,7 @@ impl LocalRuntime {
             working_dir: PathBuf::from(&spec.working_dir),
             working_dir_outside: working_dir_outside(&record),
             mounts: mounts.planned,
+            user: user.clone(),
             isolation: spec.isolation,
             network: spec.network,
             bounds: record.bounds,
@@ -318,7 +330,10 @@ impl LocalRuntime {
                 if record.walls.iter().any(|wall| wall.part == PROTECTED_PATHS) {
                     record.protected.clear();
                 }
-                Ok(Started { record, private_root, maker: launcher.finish().map_err(failed)? })
+                // Without a private root the system's files name only the machine's users.
+                let user = (user.uid != 0 && (private_root || record.spec.user.is_some()))
+                    .then_some(UserSpec { name: user.name, uid: Some(user.uid) });
+                Ok(Started { record, private_root, user, maker: launcher.finish().map_err(failed)? })
             }
             Launched::Failed { part, reason } => {
                 let reason = record.explained(&reason);
@@ -671,6 +686,10 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         }
     };
     absolute("working_dir", &spec.working_dir)?;
+    if let Some(user) = spec.user.as_ref().filter(|_| spec.isolation == Isolation::None) {
+        let reason = "without isolation everything runs as you";
+        return Err(LocalError::Spec { field: "user", value: user.clone(), reason });
+    }
     for mount in &spec.mounts {
         absolute("mounts.target", &mount.target)?;
         if !Path::new(&mount.source).is_absolute() || !Path::new(&mount.source).exists() {

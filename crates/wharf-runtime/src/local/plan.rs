@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use wharf_protocol::{Isolation, NetworkMode, Secret};
 
-use super::protection::PlannedMount;
+use super::{protection::PlannedMount, users::SandboxUser};
 
 /// The whole of one launch.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub(super) struct Plan {
     /// The same directory on the host, where work begins without such a root.
     pub(super) working_dir_outside: PathBuf,
     pub(super) mounts: Vec<PlannedMount>,
+    /// Whom commands run as.
+    pub(super) user: SandboxUser,
     pub(super) isolation: Isolation,
     pub(super) network: NetworkMode,
     pub(super) bounds: Bounds,

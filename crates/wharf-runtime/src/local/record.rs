@@ -58,7 +58,10 @@ pub struct Record {
     /// What of its writable mounts cannot be written, because the host would run it.
     #[serde(default)]
     pub protected: Vec<String>,
-    /// What the user should know of the mounts.
+    /// What of the mounts does not work as their owner may think.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// What else is worth knowing of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// The first of the ids of this machine that are the sandbox's alone, where it has such.

@@ -39,6 +39,8 @@ pub enum UserError {
     NotRoot(String),
     #[error("this sandbox does not run as root: nothing in it can run as `{0}`")]
     NotOurs(String),
+    #[error("this sandbox has no {kind} {id} for `{name}`: its namespace has only {there}")]
+    NotMapped { name: String, kind: &'static str, id: u32, there: String },
     #[error("could not make user `{name}`")]
     Create { name: String, source: io::Error },
 }
@@ -94,10 +96,42 @@ pub fn name_of(uid: u32) -> String {
 ///
 /// # Errors
 ///
-/// [`UserError::NotOurs`].
+/// [`UserError::NotOurs`], [`UserError::NotMapped`].
 pub fn usable(user: User) -> Result<User, UserError> {
     let ourselves = rustix::process::geteuid();
-    if ourselves.is_root() || ourselves.as_raw() == user.uid { Ok(user) } else { Err(UserError::NotOurs(user.name)) }
+    if ourselves.as_raw() == user.uid {
+        return Ok(user);
+    }
+    check_mapped(&user.name, "user", user.uid, &read("/proc/self/uid_map"))?;
+    if !ourselves.is_root() {
+        return Err(UserError::NotOurs(user.name));
+    }
+    let groups = read("/proc/self/gid_map");
+    for gid in std::iter::once(user.gid).chain(user.groups.iter().copied()) {
+        check_mapped(&user.name, "group", gid, &groups)?;
+    }
+    Ok(user)
+}
+
+/// Whether a user namespace with this map has the id; the kernel says of one without it no more than "invalid argument".
+fn check_mapped(name: &str, kind: &'static str, id: u32, map: &str) -> Result<(), UserError> {
+    let ranges: Vec<(u32, u32)> = map
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
+        })
+        .collect();
+    // Without `/proc` nobody knows.
+    if ranges.is_empty() || ranges.iter().any(|(first, count)| (*first..first.saturating_add(*count)).contains(&id)) {
+        return Ok(());
+    }
+    let range = |(first, count): &(u32, u32)| match count {
+        1 => first.to_string(),
+        count => format!("{first} to {}", first.saturating_add(count - 1)),
+    };
+    let there: Vec<String> = ranges.iter().map(range).collect();
+    Err(UserError::NotMapped { name: name.to_owned(), kind, id, there: there.join(", ") })
 }
 
 /// Finds a user or makes it, as `useradd -rm -d /home/NAME -s /bin/bash -g root -G sudo -u UID NAME` does; an existing
@@ -251,6 +285,17 @@ mod tests {
         };
         assert_eq!(ann, expected);
         assert_eq!(parse_user(PASSWD, GROUP, |_, uid| uid == 7), None);
+    }
+
+    #[test]
+    fn an_id_that_the_namespace_has_not_is_refused_in_words() {
+        let map = "         0    1048576      65535\n     70000    1114111          1\n";
+        for there in [0, 65_534, 70_000] {
+            check_mapped("ann", "user", there, map).unwrap();
+        }
+        let error = check_mapped("ann", "user", 65_535, map).unwrap_err().to_string();
+        assert_eq!(error, "this sandbox has no user 65535 for `ann`: its namespace has only 0 to 65534, 70000");
+        check_mapped("ann", "user", 5, "").unwrap();
     }
 
     #[test]

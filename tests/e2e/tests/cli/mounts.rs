@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -435,8 +435,95 @@ fn what_is_protected_is_named_by_inspect_and_two_sandboxes_share_a_mount() {
     assert!(!owner.path("work/.vscode").exists());
 }
 
-#[allow(dead_code, reason = "used by the tests of users")]
-fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
-    let metadata = fs::metadata(path).unwrap();
-    (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777)
+#[test]
+fn commands_run_as_the_user_that_was_asked_for_with_a_name_and_a_home() {
+    let script =
+        "id -un; id -u; id -g; cd && pwd && touch kept && stat -c %U . kept; getent passwd $(id -u) | cut -d: -f1";
+    let as_user = |flags: &[&str]| {
+        let owner = Owner::root();
+        owner.works_inside("work", flags, script)
+    };
+    assert_eq!(as_user(&["-u", "agent-x"]).lines().next(), Some("agent-x"));
+    assert_eq!(as_user(&["-u", "4321:5"]), "user4321\n4321\n5\n/home/user4321\nuser4321\nuser4321\nuser4321\n");
+    assert_eq!(
+        as_user(&["-u", "70000"]),
+        "user70000\n70000\n70000\n/home/user70000\nuser70000\nuser70000\nuser70000\n"
+    );
+    assert_eq!(as_user(&[]), "root\n0\n0\n/root\nroot\nroot\nroot\n");
+    let owner = Owner::ordinary();
+    let itself = owner.works_inside("work", &[], script);
+    assert_eq!(itself, format!("user{0}\n{0}\n{0}\n/home/user{0}\nuser{0}\nuser{0}\nuser{0}\n", ORDINARY));
+    assert_eq!(owner.works_inside("work", &["-u", "root"], script), "root\n0\n0\n/root\nroot\nroot\nroot\n");
+    let output = owner.inside("work", &["-u", "1234"], "true");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("`user`") && error.contains("maps one id"), "{error}");
+}
+
+#[test]
+fn an_exec_may_have_another_user_or_says_why_not() {
+    let owner = Owner::root();
+    owner.wharf.check(&["create", "a", "-u", "4321", "--mount", &owner.work()], 0, "a\n");
+    owner.wharf.check(&["exec", "a", "--", "id", "-u"], 0, "4321\n");
+    owner.wharf.check(&["exec", "-u", "root", "a", "--", "id", "-u"], 0, "0\n");
+    owner.wharf.check(&["exec", "-u", "1000", "a", "--", "id", "-u"], 0, "1000\n");
+    owner.wharf.check(&["suspend", "a"], 0, "a\n");
+    owner.wharf.check(&["resume", "a"], 0, "a\n");
+    owner.wharf.check(&["exec", "a", "--", "id", "-un"], 0, "user4321\n");
+    let refused = |owner: &Owner, arguments: &[&str]| {
+        let output = owner.wharf.run(arguments);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = refused(&owner, &["exec", "-u", "99999", "a", "--", "id"]);
+    assert!(error.contains("its namespace has only 0 to 65535"), "{error}");
+    let owner = Owner::ordinary();
+    owner.wharf.check(&["create", "a"], 0, "a\n");
+    owner.wharf.check(&["exec", "-u", &ORDINARY.to_string(), "a", "--", "id", "-u"], 0, &format!("{ORDINARY}\n"));
+    for user in ["1000", "root"] {
+        let error = refused(&owner, &["exec", "-u", user, "a", "--", "id"]);
+        assert!(error.contains(&format!("its namespace has only {ORDINARY}")), "{error}");
+    }
+}
+
+#[test]
+fn files_in_a_mount_are_the_owners_and_those_of_other_users_inside_are_nobodys() {
+    let owner = Owner::of(Wharf::new(), ORDINARY);
+    owner.wharf.check(&["create", "a", "-u", "4321", "--mount", &owner.work()], 0, "a\n");
+    let exec = |user: &str, script: &str| {
+        let output = owner.wharf.run(&["exec", "-u", user, "a", "--", "sh", "-c", script]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{script}: {error}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    exec("4321", "touch mine && mkdir open && chmod 1777 open");
+    exec("5555", "touch open/other");
+    exec("root", "touch roots given && chown 33:44 given && chown 5555 open/other && install -d -o 5555 -g 7 theirs");
+    assert_eq!(
+        exec("4321", "stat -c '%n %u %g' mine given open/other"),
+        "mine 4321 4321\ngiven 33 44\nopen/other 5555 0\n"
+    );
+    let of = |name: &str| {
+        let metadata = fs::metadata(owner.path("work").join(name)).unwrap();
+        (metadata.uid(), metadata.gid())
+    };
+    assert_eq!(of("mine"), (ORDINARY, ORDINARY));
+    let (root, group) = of("roots");
+    assert_eq!((root, root % 65_536), (group, 0), "the first of a range");
+    assert!(root >= 1 << 20, "{root}");
+    assert_eq!(
+        (of("given"), of("open/other"), of("theirs")),
+        ((root + 33, root + 44), (root + 5555, root), (root + 5555, root + 7))
+    );
+    // They are the same users' after a restart.
+    owner.wharf.check(&["suspend", "a"], 0, "a\n");
+    owner.wharf.check(&["resume", "a"], 0, "a\n");
+    assert_eq!(exec("5555", "echo x >open/other; stat -c %u open/other"), "5555\n");
+}
+
+#[test]
+fn parents_of_a_mount_belong_to_the_user() {
+    let owner = Owner::root();
+    let mount = format!("{}:/home/agent/.cache/pip", owner.work());
+    let script = "touch ~/.cache/x ~/.cache/pip/y && stat -c %U ~/.cache";
+    assert_eq!(owner.works_inside(&mount, &["-u", "agent"], script), "agent\n");
 }

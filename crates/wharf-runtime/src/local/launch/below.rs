@@ -13,6 +13,7 @@ use rustix::{
     mount::{MoveMountFlags, OpenTreeFlags},
 };
 
+use super::ids::Owner;
 use crate::local::sys;
 
 /// The root that is being built.
@@ -20,12 +21,12 @@ use crate::local::sys;
 pub(super) struct Below {
     root: OwnedFd,
     /// To whom directories belong that are made on the way.
-    owner: u32,
+    owner: Owner,
 }
 
 impl Below {
-    /// A root, and the host's number of the user to whom what is made in it belongs.
-    pub(super) fn new(root: &Path, owner: u32) -> io::Result<Self> {
+    /// A root, and the user to whom what is made in it belongs, as seen from here.
+    pub(super) fn new(root: &Path, owner: Owner) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { root: rustix::fs::open(root, flags, Mode::empty())?, owner })
     }
@@ -81,7 +82,7 @@ impl Below {
     }
 
     fn give(&self, parent: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.owner), Gid::from_raw(self.owner));
+        let (uid, gid) = (Uid::from_raw(self.owner.uid), Gid::from_raw(self.owner.gid));
         if rustix::process::geteuid() == uid {
             return Ok(());
         }
@@ -129,7 +130,7 @@ mod tests {
         symlink("../../../../run", root.path().join("climbing")).unwrap();
         symlink(host.path(), root.path().join("host")).unwrap();
         symlink("/nowhere", root.path().join("dangling")).unwrap();
-        let below = Below::new(root.path(), owner).unwrap();
+        let below = Below::new(root.path(), Owner { uid: owner, gid: owner }).unwrap();
         below.directory(Path::new("/absolute/a/b")).unwrap();
         below.directory(Path::new("/climbing/c")).unwrap();
         below.target(Path::new("/absolute/d/file"), false).unwrap();

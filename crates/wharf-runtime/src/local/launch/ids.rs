@@ -18,37 +18,58 @@ use crate::local::{
     sys::{self, Forked},
 };
 
+/// A user and a group, by their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
 /// The sandbox's ids on the host.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
-    /// As root: the namespace to enter last. Otherwise we are in it already.
+    /// The namespace to enter last, if there is one more.
     pub(super) namespace: Option<OwnedFd>,
-    /// The host's number of root in the sandbox, as seen where the mounts are made.
+    /// Whom sandboxd runs as in it.
+    pub(super) inside: Owner,
+    /// Whether the sandbox has users of its own, which only root can give it.
+    pub(super) has_range: bool,
+    /// Root of the sandbox, as seen where the mounts are made.
     pub(super) root: u32,
-    /// For each mount the namespace that makes its owner root inside. Made while `/proc` still shows our own numbers.
+    /// The sandbox's user, likewise.
+    pub(super) user: Owner,
+    /// For each mount the namespace that makes its owner the sandbox's user. Made while `/proc` still shows our own numbers.
     pub(super) owners: Vec<OwnedFd>,
 }
 
 pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids, Failure> {
     let part = "user namespace";
+    let wanted = Owner { uid: plan.user.uid, gid: plan.user.gid };
     if rustix::process::geteuid().is_root() {
         let Some(first) = plan.first_id else {
             walls.missing(part, io::Error::other("no ids of this machine could be set apart for it"))?;
-            return Ok(Ids::default());
+            return Ok(Ids { user: wanted, ..Ids::default() });
         };
-        match user_namespace(&format!("0 {first} {IDS}")) {
+        match user_namespace(&range(first, wanted.uid), &range(first, wanted.gid)) {
             Ok(namespace) => {
+                let user = Owner { uid: on_host(first, wanted.uid), gid: on_host(first, wanted.gid) };
                 let owners = plan.mounts.iter().map(|mount| {
                     let metadata = fs::metadata(&mount.spec.source)?;
-                    user_namespace_for(metadata.uid(), metadata.gid(), first)
+                    user_namespace(
+                        &of_a_mount(metadata.uid(), user.uid, first),
+                        &of_a_mount(metadata.gid(), user.gid, first),
+                    )
                 });
                 let owners = owners.collect::<io::Result<_>>().part("mounts")?;
-                walls.stands(part, Some(format!("root inside is user {first} outside")));
-                return Ok(Ids { namespace: Some(namespace), root: first, owners });
+                let name = &plan.user.name;
+                let note = format!("root inside is user {first} outside; what is mounted belongs to `{name}` inside");
+                walls.stands(part, Some(note));
+                let inside = Owner::default();
+                return Ok(Ids { namespace: Some(namespace), inside, has_range: true, root: first, user, owners });
             }
             Err(error) => walls.missing(part, error)?,
         }
-        return Ok(Ids::default());
+        return Ok(Ids { user: wanted, ..Ids::default() });
     }
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let entered = sys::unshare(UnshareFlags::NEWUSER).and_then(|()| {
@@ -56,12 +77,63 @@ pub(super) fn enter_user_namespace(plan: &Plan, walls: &mut Walls) -> Result<Ids
         fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
     });
-    walls.raise(part, entered.map(|()| Some("root inside is you outside; there are no other users".to_owned())))?;
-    Ok(Ids::default())
+    let name = &plan.user.name;
+    let is_entered = entered.is_ok();
+    walls.raise(part, entered.map(|()| Some(format!("`{name}` inside is you outside; there are no other users"))))?;
+    if !is_entered || plan.user.uid == 0 {
+        return Ok(Ids::default());
+    }
+    // Only as root can terminals be mounted, so the user's own number comes last, in a namespace of its own.
+    let one = |inside| Extent { inside, outside: 0, count: 1 };
+    let namespace = user_namespace(&[one(wanted.uid)], &[one(wanted.gid)]).part(part)?;
+    Ok(Ids { namespace: Some(namespace), inside: wanted, ..Ids::default() })
 }
 
-/// Makes a user namespace with one mapping for users and groups, held by nothing but the descriptor.
-pub(super) fn user_namespace(map: &str) -> io::Result<OwnedFd> {
+/// A run of ids of a namespace, and what they are in the one outside it; for a mount, on disk and in the sandbox's range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Extent {
+    inside: u32,
+    outside: u32,
+    count: u32,
+}
+
+/// The range of a sandbox. An id that is too high for it has the place of the last.
+fn range(first: u32, wanted: u32) -> Vec<Extent> {
+    if wanted < IDS {
+        return vec![Extent { inside: 0, outside: first, count: IDS }];
+    }
+    let last = IDS - 1;
+    vec![Extent { inside: 0, outside: first, count: last }, Extent { inside: wanted, outside: first + last, count: 1 }]
+}
+
+/// What the sandbox's id is on the host.
+fn on_host(first: u32, inside: u32) -> u32 {
+    first + inside.min(IDS - 1)
+}
+
+/// The ids of a mount: its owner on disk is the sandbox's user, and each other id of the sandbox is on disk what it is
+/// on the host, where it is nobody. Were it the same number as inside, root of the sandbox could make files, and programs
+/// that change the user, for any user of the host.
+fn of_a_mount(owner: u32, user: u32, first: u32) -> Vec<Extent> {
+    let same = |from: u32, to: u32| (from < to).then(|| Extent { inside: from, outside: from, count: to - from });
+    let one = |inside, outside| Extent { inside, outside, count: 1 };
+    let end = first + IDS;
+    let is_of_range = (first..end).contains(&owner);
+    let (low, high) = if is_of_range { (owner.min(user), owner.max(user)) } else { (user, user) };
+    let mut extents = vec![one(owner, user)];
+    if is_of_range && owner != user {
+        extents.push(one(user, owner));
+    }
+    extents.extend([same(first, low), same(low + 1, high), same(high + 1, end)].into_iter().flatten());
+    extents
+}
+
+fn map_text(extents: &[Extent]) -> String {
+    extents.iter().map(|Extent { inside, outside, count }| format!("{inside} {outside} {count}\n")).collect()
+}
+
+/// Makes a user namespace with these users and groups, held by nothing but the descriptor.
+fn user_namespace(users: &[Extent], groups: &[Extent]) -> io::Result<OwnedFd> {
     let (made, made_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let parent = rustix::process::getpid();
     match sys::fork()? {
@@ -85,8 +157,8 @@ pub(super) fn user_namespace(map: &str) -> io::Result<OwnedFd> {
                 if File::from(made).read(&mut [0])? == 0 {
                     return Err(io::Error::other("the kernel makes no user namespace"));
                 }
-                fs::write(format!("/proc/{number}/uid_map"), map)?;
-                fs::write(format!("/proc/{number}/gid_map"), map)?;
+                fs::write(format!("/proc/{number}/uid_map"), map_text(users))?;
+                fs::write(format!("/proc/{number}/gid_map"), map_text(groups))?;
                 File::open(format!("/proc/{number}/ns/user")).map(OwnedFd::from)
             })();
             rustix::process::kill_process(pid, Signal::KILL)?;
@@ -96,11 +168,44 @@ pub(super) fn user_namespace(map: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// A namespace that maps one owner on disk to root of the sandbox.
-pub(super) fn user_namespace_for(uid: u32, gid: u32, root: u32) -> io::Result<OwnedFd> {
-    if uid == gid {
-        return user_namespace(&format!("{uid} {root} 1"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an id on the left is on the right.
+    fn mapped(extents: &[Extent], id: u32) -> Option<u32> {
+        let found = extents.iter().find(|extent| (extent.inside..extent.inside + extent.count).contains(&id));
+        found.map(|extent| extent.outside + (id - extent.inside))
     }
-    // Both are mapped for users and groups alike; only one of them ever occurs as either.
-    user_namespace(&format!("{uid} {root} 1\n{gid} {} 1", root + 1))
+
+    #[test]
+    fn a_range_has_the_users_number_however_high() {
+        let plain = range(1 << 20, 1000);
+        assert_eq!((mapped(&plain, 0), mapped(&plain, 1000)), (Some(1 << 20), Some((1 << 20) + 1000)));
+        let high = range(1 << 20, 70_000);
+        assert_eq!((mapped(&high, 0), mapped(&high, 65_535)), (Some(1 << 20), None));
+        assert_eq!(mapped(&high, 70_000), Some(on_host(1 << 20, 70_000)));
+    }
+
+    #[test]
+    fn a_mounts_owner_is_the_user_and_all_other_ids_are_nobodys_on_the_host() {
+        let first = 1 << 20;
+        for inside in [0, 1, 1000, IDS - 1] {
+            let user = first + inside;
+            // Somebody of the host, root of it, and ids of this very range.
+            for owner in [0, 1000, 4_000_000, first, first + 1000, first + IDS - 1, user] {
+                let extents = of_a_mount(owner, user, first);
+                assert_eq!(mapped(&extents, owner), Some(user), "{owner} {inside}");
+                for host in (0..IDS).step_by(97).map(|id| first + id).filter(|host| *host != user) {
+                    let on_disk: Vec<u32> =
+                        [host, owner, user].into_iter().filter(|id| mapped(&extents, *id) == Some(host)).collect();
+                    assert!(!on_disk.is_empty() && on_disk.iter().all(|id| *id >= first), "{owner} {inside} {host}");
+                }
+                let mut left: Vec<Extent> = extents.clone();
+                left.sort_by_key(|extent| extent.inside);
+                assert!(left.windows(2).all(|two| two[0].inside + two[0].count <= two[1].inside), "{left:?}");
+                assert!(mapped(&extents, 33).is_none(), "another user of the host");
+            }
+        }
+    }
 }

@@ -55,8 +55,8 @@ pub(super) fn become_sandboxd(
     let confined = plan.isolation != Isolation::None;
     let private_root = confined && own.mounts;
     let mut program = plan.sandboxd.clone();
-    if confined && ids.namespace.is_some() && !private_root {
-        ids.namespace = None;
+    if confined && ids.has_range && !private_root {
+        ids = Ids::default();
         walls.falls(
             "user namespace",
             io::Error::other("needs a private root: nothing of the host belongs to its users"),
@@ -77,7 +77,7 @@ pub(super) fn become_sandboxd(
         miss_mounts(plan, walls)?;
     }
     if let Some(namespace) = &ids.namespace {
-        become_root_of(namespace).part("user namespace")?;
+        enter(namespace, &ids).part("user namespace")?;
     }
     limit_resources(plan, own).part("resource limits")?;
     walls.stands(
@@ -160,13 +160,17 @@ fn build_namespaces(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Enters a user namespace as its root.
-fn become_root_of(namespace: &OwnedFd) -> io::Result<()> {
+/// Enters the sandbox's own user namespace, as whom sandboxd runs.
+fn enter(namespace: &OwnedFd, ids: &Ids) -> io::Result<()> {
     use rustix::process::{Gid, Uid};
     rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?;
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    Ok(rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?)
+    if ids.has_range {
+        // Where there is one group only, the kernel lets nobody change them.
+        rustix::thread::set_thread_groups(&[])?;
+    }
+    let (uid, gid) = (Uid::from_raw(ids.inside.uid), Gid::from_raw(ids.inside.gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
 /// Names the mounts that are nowhere without a private root. Work begins in what is mounted at the working directory.

@@ -11,6 +11,7 @@
 //! As root, the mounts are made by root of the host before the process enters the sandbox's user namespace, so nothing in
 //! there has power over them. As an ordinary user the user namespace comes first.
 
+mod accounts;
 mod below;
 mod dev;
 mod door;

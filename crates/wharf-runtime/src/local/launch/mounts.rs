@@ -15,20 +15,16 @@ use rustix::{
     mount::{MoveMountFlags, OpenTreeFlags},
 };
 
-use super::below::{Below, attach};
+use super::{
+    below::{Below, attach},
+    ids::Owner,
+};
 use crate::local::{
     protection::{Cover, PlannedMount, With},
     sys,
 };
 
-/// Whom the texts belong to that a sandbox sees instead of files of the host: git trusts no file of somebody else.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Owner {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-}
-
-/// Shows a directory that the user asked for. As root, its owner outside is root inside. A text that covers a file passes
+/// Shows a directory that the user asked for. As root, its owner outside is the sandbox's user inside. A text that covers a file passes
 /// through `directory`.
 pub(super) fn show_mount(
     mount: &PlannedMount,

@@ -11,10 +11,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{
     HOUSE, MEMORY_EVENTS,
+    accounts::show_user,
     below::{Below, bind_at},
     dev::build_dev,
     ids::Ids,
-    mounts::{Owner, show_mount},
+    mounts::show_mount,
     proc::build_proc,
     walls::{Failure, Own, Part},
 };
@@ -46,17 +47,17 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<(), Failur
     }
     build_proc(&root, own).part("/proc")?;
     build_house(plan, &root, own.memory_events.as_deref())?;
-    let below = Below::new(&root, ids.root).part(part)?;
+    let below = Below::new(&root, ids.user).part(part)?;
+    show_user(&plan.user, &below, ids.user, &plan.directory).part("user")?;
     if let Some(workspace) = &plan.workspace {
-        if ids.namespace.is_some() {
-            chown(workspace, Some(ids.root), Some(ids.root)).part("workspace")?;
+        if ids.has_range {
+            chown(workspace, Some(ids.user.uid), Some(ids.user.gid)).part("workspace")?;
         }
         let target = below.directory(&plan.working_dir).part("workspace")?;
         bind_at(workspace, target, false).part("workspace")?;
     }
     for (at, mount) in plan.mounts.iter().enumerate() {
-        let owner = Owner { uid: ids.root, gid: ids.root };
-        show_mount(mount, &below, ids.owners.get(at), owner, &plan.directory)
+        show_mount(mount, &below, ids.owners.get(at), ids.user, &plan.directory)
             .part(format!("mount of {}", mount.spec.source))?;
     }
     rustix::process::chdir(&root).part(part)?;

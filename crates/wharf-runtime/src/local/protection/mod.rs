@@ -75,7 +75,9 @@ pub(super) struct Mounts {
     pub(super) placeholders: Vec<Placeholder>,
     /// What cannot be written, as it is called inside.
     pub(super) protected: Vec<String>,
-    /// What the user should know.
+    /// What does not work as its maker may think.
+    pub(super) warnings: Vec<String>,
+    /// What else is worth knowing.
     pub(super) notes: Vec<String>,
 }
 
@@ -98,6 +100,7 @@ pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &
                 all.push_back(spec);
             }
         }
+        plan.warnings.append(&mut found.warnings);
         plan.notes.append(&mut found.notes);
         let is_unprotected = |path: &Path| {
             unprotected.iter().any(|given| {
@@ -156,6 +159,7 @@ struct Found {
     placeholders: Vec<Placeholder>,
     /// Git directories that belong to what is in this mount and are not in it.
     git_directories_outside: Vec<PathBuf>,
+    warnings: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -172,6 +176,9 @@ impl Survey<'_> {
         let mut queue = VecDeque::from([PathBuf::new()]);
         while let Some(directory) = queue.pop_front() {
             self.look_at(&directory);
+            if self.mount.read_only {
+                return;
+            }
             let Ok(entries) = fs::read_dir(self.source.join(&directory)) else { continue };
             for entry in entries.flatten() {
                 let path = directory.join(entry.file_name());
@@ -247,7 +254,7 @@ impl Survey<'_> {
         // A path with a slash at its end is not what the other side names.
         let worktree = fs::canonicalize(&worktree).unwrap_or(worktree);
         let Ok(git_directory) = fs::canonicalize(worktree.join(named)) else {
-            self.found.notes.push(format!(
+            self.found.warnings.push(format!(
                 "git does not work in `{}`: the directory `{}` that its `.git` names does not exist",
                 worktree.display(),
                 named.display()
@@ -256,7 +263,7 @@ impl Survey<'_> {
         };
         // Otherwise a file that was written inside would show any directory of the host next time.
         let Some(home) = home_of(&git_directory, &worktree) else {
-            self.found.notes.push(format!(
+            self.found.warnings.push(format!(
                 "git does not work in `{0}`: `{1}`, which its `.git` names, does not name `{0}` in turn; if it belongs \
                  together, `--mount {1}:{1}`",
                 worktree.display(),

@@ -131,7 +131,7 @@ fn submodules_and_nested_repositories_are_found() {
         assert_eq!(with(&plan, path), Some(&With::ReadOnly), "{path}");
     }
     assert_eq!(with(&plan, "vendor"), None, "directories of the worktree can be renamed");
-    assert_eq!(plan.notes, Vec::<String>::new());
+    assert_eq!(plan.warnings, Vec::<String>::new());
 }
 
 #[test]
@@ -179,8 +179,8 @@ fn a_file_written_inside_shows_no_other_directory_of_the_host() {
     for text in [format!("gitdir: {}\n", wanted.display()), "gitdir: /root\n".into(), "gitdir: /nonexistent\n".into()] {
         fs::write(host.path().join("evil/.git"), text).unwrap();
         let plan = host.plan("evil", &[]);
-        assert_eq!((plan.planned.len(), plan.notes.len()), (1, 1), "{:?}", plan.notes);
-        assert!(plan.notes[0].starts_with("git does not work in `"), "{:?}", plan.notes);
+        assert_eq!((plan.planned.len(), plan.warnings.len()), (1, 1), "{:?}", plan.warnings);
+        assert!(plan.warnings[0].starts_with("git does not work in `"), "{:?}", plan.warnings);
     }
 }
 
