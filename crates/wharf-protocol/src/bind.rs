@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, btree_map},
+    fmt,
+    ops::{Deref, DerefMut},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -69,8 +74,78 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Environment variables by name.
-pub type Environment = BTreeMap<String, String>;
+/// Environment variables by name. A value may be a secret: `Debug` shows the names alone.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = BTreeMap<String, String>)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What may be shown of it.
+    pub fn names(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.keys().map(|name| (name, format_args!("****")))).finish()
+    }
+}
+
+impl Deref for Environment {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Environment {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<const N: usize> From<[(String, String); N]> for Environment {
+    fn from(variables: [(String, String); N]) -> Self {
+        Self(variables.into())
+    }
+}
+
+impl FromIterator<(String, String)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
+        Self(variables.into_iter().collect())
+    }
+}
+
+impl Extend<(String, String)> for Environment {
+    fn extend<I: IntoIterator<Item = (String, String)>>(&mut self, variables: I) {
+        self.0.extend(variables);
+    }
+}
+
+impl IntoIterator for Environment {
+    type Item = (String, String);
+    type IntoIter = btree_map::IntoIter<String, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Environment {
+    type Item = (&'a String, &'a String);
+    type IntoIter = btree_map::Iter<'a, String, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
 
 /// The user that sessions and execs run as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -154,6 +229,26 @@ pub struct BindRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_environment_is_told_by_name_and_sent_whole() {
+        let environment = Environment::from([("TOKEN".to_owned(), "s3cr3t".to_owned())]);
+        assert_eq!(format!("{environment:?}"), "{\"TOKEN\": ****}");
+        let request = BindRequest {
+            keys: vec![Secret::new("k3y")],
+            environment,
+            inherit_environment: false,
+            user: None,
+            working_dir: "/".to_owned(),
+            limits: Limits::default(),
+            deadline_seconds: None,
+        };
+        let shown = format!("{request:?}");
+        assert!(!shown.contains("s3cr3t") && !shown.contains("k3y"), "{shown}");
+        let sent = serde_json::to_string(&request).unwrap();
+        assert_eq!(serde_json::from_str::<BindRequest>(&sent).unwrap(), request);
+        assert!(sent.contains(r#""environment":{"TOKEN":"s3cr3t"}"#), "{sent}");
+    }
 
     #[test]
     fn a_digest_is_written_and_read_as_hexadecimal_digits() {

@@ -147,7 +147,7 @@ impl Sandbox {
             protected: &'a [String],
             warnings: &'a [String],
             notes: &'a [String],
-            spec: &'a SandboxSpec,
+            spec: serde_json::Value,
         }
         let mut all = serde_json::json!({ "name": self.id });
         let mut add = |more: serde_json::Value| {
@@ -167,7 +167,7 @@ impl Sandbox {
                 protected: &record.protected,
                 warnings: &record.warnings,
                 notes: &record.notes,
-                spec: &record.spec,
+                spec: shown_spec(record),
             })),
             Place::Kubernetes(found) => add(found.described()),
         }
@@ -357,6 +357,13 @@ impl Runtime {
 
 fn local_name(id: &SandboxId) -> Result<SandboxName, IdError> {
     id.as_str().parse()
+}
+
+/// What a sandbox was asked to be, with its variables by name: a value may be a secret.
+fn shown_spec(record: &Record) -> serde_json::Value {
+    let mut spec = serde_json::json!(record.spec);
+    spec["environment"] = serde_json::json!(record.variables);
+    spec
 }
 
 /// Ending processes and removing files block.

@@ -125,7 +125,7 @@ fn environment(pairs: &[String]) -> anyhow::Result<Environment> {
     let mut environment = Environment::new();
     for pair in pairs {
         match pair.split_once('=') {
-            Some(("", _)) => bail!("--env `{pair}` has no name"),
+            Some(("", _)) => bail!("--env has a value without a name: NAME=VALUE is expected"),
             Some((name, value)) => drop(environment.insert(name.to_owned(), value.to_owned())),
             // As docker does: a variable that is not set is not passed on.
             None => drop(std::env::var(pair).map(|value| environment.insert(pair.clone(), value))),

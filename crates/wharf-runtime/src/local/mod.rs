@@ -8,6 +8,7 @@
 //! <state>/locks/<name>                     held while a sandbox is made, stopped or removed; gone when nobody holds it
 //! <state>/sandboxes/<name>/record.json     what it is, and in which step of its life; see `record`
 //!                         /key             the key that opens it, for its owner only
+//!                         /environment.json its variables with their values, likewise
 //!                         /workspace/      what it has at its working directory
 //!                         /sandboxd.log
 //! <state>/r/<short>/api.sock               sandboxd's socket
@@ -212,6 +213,7 @@ impl LocalRuntime {
             workspace: (!covered).then(|| directory.join("workspace")),
             walls: Vec::new(),
             bounds: bounds_of(spec),
+            variables: spec.environment.names().into_iter().map(str::to_owned).collect(),
             protected: Vec::new(),
             warnings: Vec::new(),
             notes: Vec::new(),
@@ -223,8 +225,11 @@ impl LocalRuntime {
             make_private(workspace)?;
         }
         let key = Secret::new(random_hex(32));
-        let path = record.directory.join("key");
-        write_private(&path, key.reveal()).map_err(|source| state("write", &path, source))?;
+        let variables = serde_json::to_string(&record.spec.environment).unwrap_or_default();
+        for (name, text) in [(record::ENVIRONMENT, variables.as_str()), ("key", key.reveal())] {
+            let path = record.directory.join(name);
+            write_private(&path, text).map_err(|source| state("write", &path, source))?;
+        }
         Ok((lock, record, key))
     }
 
@@ -433,11 +438,12 @@ impl LocalRuntime {
             }
             Ok((Arc::new(lock), record))
         });
-        let (lock, record) = begun.await?;
+        let (lock, mut record) = begun.await?;
         if record.phase == Phase::Ready {
             return Ok(record);
         }
         let key = record.key()?;
+        record.spec.environment = record.environment()?;
         let started = self.launch(&lock, record, key).await;
         if let Err(error) = &started {
             let (name, reason) = (name.clone(), reason_of(error));
@@ -622,7 +628,9 @@ impl LocalRuntime {
     fn write(&self, record: &Record) -> Result<(), LocalError> {
         let path = record.directory.join("record.json");
         let temporary = record.directory.join("record.json.new");
-        let text = serde_json::to_string_pretty(record).unwrap_or_default();
+        // A record may be shown; values may be secrets.
+        let spec = SandboxSpec { environment: Environment::new(), ..record.spec.clone() };
+        let text = serde_json::to_string_pretty(&Record { spec, ..record.clone() }).unwrap_or_default();
         write_private(&temporary, &text)
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(|source| state("write", &path, source))

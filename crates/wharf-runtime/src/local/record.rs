@@ -19,7 +19,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{SandboxName, SandboxSpec, Secret};
+use wharf_protocol::{Environment, SandboxName, SandboxSpec, Secret};
 
 use super::{
     LocalError, cgroup, group_name,
@@ -29,6 +29,8 @@ use super::{
 };
 use crate::Status;
 
+/// The file beside a record with the sandbox's variables, which may be secrets.
+pub(super) const ENVIRONMENT: &str = "environment.json";
 /// How much of sandboxd's log is searched for what went wrong.
 const LOG_END: u64 = 16 << 10;
 /// What is told of an error, in characters.
@@ -38,7 +40,10 @@ const LONGEST_REASON: usize = 300;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     pub name: SandboxName,
+    /// Without the environment: that stands in a file of its own.
     pub spec: SandboxSpec,
+    /// The names of the environment's variables.
+    pub variables: Vec<String>,
     /// Seconds since the Unix epoch.
     pub created_at: f64,
     pub(super) phase: Phase,
@@ -230,6 +235,17 @@ impl Record {
         let path = self.directory.join("key");
         let text = fs::read_to_string(&path).map_err(|source| state("read", &path, source))?;
         Ok(Secret::new(text.trim()))
+    }
+
+    /// The variables of the sandbox, with their values.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(super) fn environment(&self) -> Result<Environment, LocalError> {
+        let path = self.directory.join(ENVIRONMENT);
+        let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        read.map_err(|source| state("read", &path, source))
     }
 
     /// Where sandboxd logs.

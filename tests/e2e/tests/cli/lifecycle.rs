@@ -304,3 +304,23 @@ fn names_that_were_mixed_up_once_have_ids_of_their_own() {
     wharfs[0].check(&["resume", "box712"], 0, "box712\n");
     wharfs[0].check(&["exec", "box712", "--", "stat", "-c", "%u", "file"], 0, "0\n");
 }
+
+#[test]
+fn values_of_variables_are_in_nothing_that_is_shown() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box", "-e", "TOKEN=s3cr3t"], 0, "box\n");
+    for shown in
+        [&["-o", "json", "ls"][..], &["inspect", "box"], &["-o", "json", "suspend", "box"], &["inspect", "box"]]
+    {
+        let output = wharf.run(shown);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("TOKEN") && !text.contains("s3cr3t"), "{shown:?}: {text}");
+    }
+    let record = wharf.record("box").unwrap().to_string();
+    assert!(record.contains("TOKEN") && !record.contains("s3cr3t"), "{record}");
+    // It is there after a rest, all the same.
+    wharf.check(&["resume", "box"], 0, "box\n");
+    wharf.check(&["exec", "box", "--", "sh", "-c", "echo $TOKEN"], 0, "s3cr3t\n");
+    let refused = wharf.run(&["create", "other", "-e", "=s3cr3t"]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains("s3cr3t"));
+}
