@@ -3,7 +3,7 @@
 use std::{fmt, io, net::IpAddr, pin::Pin, sync::Arc};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
+use kube::{Api, client::UpgradeConnectionError};
 use wharf_client::{Dial, Route, RouteStream};
 
 use super::{
@@ -57,12 +57,27 @@ impl Dial for PortForward {
         Box::pin(async {
             let opened = self.pods.portforward(&self.pod, &[SERVER_PORT]).await;
             // In the API server's own words, which kube's error says twice, once as a structure.
-            let refused = |error| io::Error::other(ApiError::of("open a port-forward", &self.server, &error).message);
+            let refused = |error: kube::Error| {
+                let message = ApiError::of("open a port-forward", &self.server, &error).message;
+                // Without the pod nobody needs to try again.
+                let kind = if is_not_found(&error) { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+                io::Error::new(kind, message)
+            };
             let mut forwarder = opened.map_err(refused)?;
             let stream = forwarder.take_stream(SERVER_PORT);
             let stream = stream.ok_or_else(|| io::Error::other("the API server gave no stream"))?;
             Ok(Box::new(stream) as RouteStream)
         })
+    }
+}
+
+fn is_not_found(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 404,
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
+            *status == http::StatusCode::NOT_FOUND
+        }
+        _ => false,
     }
 }
 

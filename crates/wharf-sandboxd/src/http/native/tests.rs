@@ -163,6 +163,63 @@ async fn output_is_read_from_any_offset_as_lines_or_events() {
     api.ask_as(KEY, Method::DELETE, "/v1/execs/e", Vec::new(), &[]).await;
 }
 
+/// Bytes of output and of gaps in an answer of lines.
+fn amounts(answer: &Answer) -> (u64, u64) {
+    let (mut kept, mut gone) = (0, 0);
+    for line in answer.text().lines().filter(|line| !line.is_empty()) {
+        match serde_json::from_str(line).unwrap() {
+            wharf_protocol::Frame::Output { data, .. } => kept += data.len() as u64,
+            wharf_protocol::Frame::Gap { from, to } => gone += to.0 - from.0,
+            _ => {}
+        }
+    }
+    (kept, gone)
+}
+
+#[tokio::test]
+async fn whoever_reads_lines_is_waited_for_too() {
+    let api = Api::blank();
+    assert_eq!(api.bind(json!({ "limits": { "output_bytes": 200_000 } })).await.status, StatusCode::NO_CONTENT);
+    let request = json!({ "id": "e", "argv": ["head", "-c", "5000000", "/dev/zero"], "when_full": "wait",
+        "on_disconnect": "kill" });
+    assert_eq!(api.post("/v1/execs", request.clone()).await.status, StatusCode::CREATED);
+    assert_eq!(api.post("/v1/execs", request).await.status, StatusCode::OK, "the same id is the same exec");
+    let lines = api.get("/v1/execs/e/output?follow=true").await;
+    assert_eq!(amounts(&lines), (5_000_000, 0));
+}
+
+#[tokio::test]
+async fn a_command_whose_caller_never_comes_is_killed_after_the_grace() {
+    let api = Api::bound().await;
+    let request = json!({ "id": "e", "argv": ["sleep", "1000"], "on_disconnect": "kill", "disconnect_grace_ms": 50 });
+    api.post("/v1/execs", request).await;
+    // Somebody who only watches is no caller.
+    let lines = api.get("/v1/execs/e/output?follow=true&watch=true").await;
+    let last: Value = serde_json::from_str(lines.text().lines().last().unwrap()).unwrap();
+    assert_eq!((&last["type"], &last["code"]), (&json!("exit"), &Value::Null), "{last}");
+}
+
+#[tokio::test]
+async fn all_that_is_kept_stays_within_the_total_and_the_gaps_are_told() {
+    const TOTAL: u64 = 2_000_000;
+    let api = Api::blank();
+    assert_eq!(api.bind(json!({ "limits": { "output_total_bytes": TOTAL } })).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(api.bind(json!({ "limits": { "output_total_bytes": 0 } })).await.status, StatusCode::CONFLICT);
+    for number in 0..8 {
+        let request = json!({ "id": format!("e{number}"), "argv": ["head", "-c", "1000000", "/dev/zero"] });
+        api.post("/v1/execs", request).await;
+        api.get(&format!("/v1/execs/e{number}/wait")).await;
+    }
+    let mut all = 0;
+    for number in 0..8 {
+        let (kept, gone) = amounts(&api.get(&format!("/v1/execs/e{number}/output")).await);
+        assert_eq!(kept + gone, 1_000_000, "e{number}");
+        all += kept;
+        assert_eq!(gone == 0, number == 7, "e{number}: the latest is whole");
+    }
+    assert!((TOTAL / 2..=TOTAL).contains(&all), "{all}");
+}
+
 #[tokio::test]
 async fn files_are_written_read_in_ranges_and_refused_by_name() {
     let api = Api::bound().await;
