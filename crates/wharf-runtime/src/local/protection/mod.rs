@@ -250,6 +250,10 @@ impl Survey<'_> {
     fn look_at_git_file(&mut self, worktree: &Path, path: &Path) {
         let Some(text) = self.read(path) else { return };
         let Some(named) = table::git_directory_named_in(&text) else { return };
+        if self.is_named_as_inside(named) {
+            // It was made in a sandbox, and works in this one as it is.
+            return;
+        }
         let worktree = self.source.join(worktree);
         // A path with a slash at its end is not what the other side names.
         let worktree = fs::canonicalize(&worktree).unwrap_or(worktree);
@@ -302,6 +306,9 @@ impl Survey<'_> {
             }
             let path = worktree.join("gitdir");
             let Some(text) = self.read(&path) else { continue };
+            if self.is_named_as_inside(Path::new(text.trim())) {
+                continue;
+            }
             // A worktree that the sandbox does not see is not one that is gone: `git worktree prune` looks for a file.
             let inside = fs::canonicalize(text.trim())
                 .ok()
@@ -428,6 +435,13 @@ impl Survey<'_> {
     /// A path of the host as it is called in the sandbox.
     fn inside(&self, path: &Path) -> Option<PathBuf> {
         place_in(self.mount, path).or_else(|| self.shown.iter().find_map(|mount| place_in(mount, path)))
+    }
+
+    /// Whether a path is one in the sandbox, below this mount, and there is something.
+    fn is_named_as_inside(&self, path: &Path) -> bool {
+        let is_other = self.mount.source != self.mount.target;
+        is_other
+            && path.strip_prefix(&self.mount.target).is_ok_and(|path| self.within(&self.source.join(path)).is_some())
     }
 
     fn read(&self, path: &Path) -> Option<String> {

@@ -156,6 +156,23 @@ fn a_linked_worktree_brings_its_repository_and_names_places_of_the_sandbox() {
 }
 
 #[test]
+fn a_worktree_that_was_made_in_a_sandbox_works_in_the_next_one_as_it_is() {
+    let host = Host::new();
+    host.repository("");
+    host.git("", &["worktree", "add", "-q", "in/a"]);
+    for (path, inside) in
+        [("in/a/.git", "gitdir: /workspace/.git/worktrees/a\n"), (".git/worktrees/a/gitdir", "/workspace/in/a/.git\n")]
+    {
+        fs::write(host.path().join(path), inside).unwrap();
+    }
+    let plan = host.plan("", &[]);
+    assert_eq!(plan.warnings, Vec::<String>::new());
+    for path in ["in/a/.git", ".git/worktrees/a/gitdir"] {
+        assert_eq!(with(&plan, path), Some(&With::ReadOnly), "{path}");
+    }
+}
+
+#[test]
 fn a_submodule_alone_brings_its_git_directory() {
     let host = Host::new();
     host.repository("sub");
