@@ -27,7 +27,7 @@ pub use frame::{Frame, FrameError, INPUT_WINDOW_BYTES, Stream};
 pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxId, SandboxName, SessionId};
 pub use info::{Health, HealthStatus, Info};
 pub use problem::{Problem, ProblemKind};
-pub use sandbox::{Isolation, MountSpec, NetworkMode, SandboxSpec};
+pub use sandbox::{Isolation, MountSpec, NetworkMode, SandboxSpec, SystemAccess};
 pub use session::{
     CommandOutcome, CommandResult, InputRequest, OnDisconnect, RunRequest, Screen, SessionInfo, SessionRequest,
     SessionState,

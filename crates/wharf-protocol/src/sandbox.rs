@@ -37,6 +37,15 @@ pub struct MountSpec {
     pub read_only: bool,
 }
 
+/// What a sandbox may do to the system that it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SystemAccess {
+    ReadOnly,
+    /// Changes stay in the sandbox.
+    Writable,
+}
+
 /// What a sandbox shall be; the same for every runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -51,6 +60,10 @@ pub struct SandboxSpec {
     pub unprotect: Vec<String>,
     /// Whom commands run as: a name, or `UID` or `UID:GID`. Absent: the caller's own user; in a cluster, its settings'.
     pub user: Option<String>,
+    /// Whether the system (`/usr`, `/etc` …) can be changed. Absent: where that is possible. Only a local sandbox has a choice.
+    pub system: Option<SystemAccess>,
+    /// Devices of the machine, below `/dev`, each by its path.
+    pub devices: Vec<String>,
     pub isolation: Isolation,
     pub network: NetworkMode,
     pub limits: Limits,
@@ -60,8 +73,10 @@ pub struct SandboxSpec {
     pub processes: Option<u32>,
     /// CPUs, in thousandths.
     pub cpu_millis: Option<u32>,
-    /// Bytes that the sandbox may write to its private directories.
+    /// Bytes that the sandbox may keep on disk, and in its private directories in memory.
     pub disk_bytes: Option<u64>,
+    /// Bytes of `/dev/shm`, if it shall have a bound of its own.
+    pub shm_bytes: Option<u64>,
     /// Seconds after which the sandbox ends by itself.
     pub deadline_seconds: Option<u64>,
 }
@@ -75,6 +90,8 @@ impl Default for SandboxSpec {
             mounts: Vec::new(),
             unprotect: Vec::new(),
             user: None,
+            system: None,
+            devices: Vec::new(),
             isolation: Isolation::default(),
             network: NetworkMode::default(),
             limits: Limits::default(),
@@ -82,6 +99,7 @@ impl Default for SandboxSpec {
             processes: None,
             cpu_millis: None,
             disk_bytes: None,
+            shm_bytes: None,
             deadline_seconds: None,
         }
     }

@@ -64,7 +64,7 @@ fn install(directory: &Path) -> anyhow::Result<()> {
 async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     let secret = bind_secret(&options)?;
     let shutdown = CancellationToken::new();
-    let core = Arc::new(Core::new(Some(secret), shutdown));
+    let core = Arc::new(Core::new(Some(secret), shutdown).counting(options.counted.clone()));
     let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
     // Held until we end.
     let _companion = options.companion.as_deref().and_then(companion::meet);

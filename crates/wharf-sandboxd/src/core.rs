@@ -106,6 +106,8 @@ pub struct Core {
     bind_secret: Mutex<Option<SecretDigest>>,
     /// Milliseconds after `started` when something was last asked for.
     last_activity: AtomicU64,
+    /// Whose files count against the limit on disk, if not those of the working directory.
+    counted: Vec<PathBuf>,
     /// Cancelled when sandboxd shall end.
     pub shutdown: CancellationToken,
     /// Every task that outlives a request.
@@ -121,9 +123,17 @@ impl Core {
             bound: OnceLock::new(),
             bind_secret: Mutex::new(bind_secret),
             last_activity: AtomicU64::new(0),
+            counted: Vec::new(),
             shutdown,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// Lets the files below these directories count against the limit on disk, instead of those of the working directory.
+    #[must_use]
+    pub fn counting(mut self, directories: Vec<PathBuf>) -> Self {
+        self.counted = directories;
+        self
     }
 
     pub fn boot_id(&self) -> &BootId {
@@ -197,12 +207,12 @@ impl Core {
             self.end_after(passed, false);
         }
         if let Some(limit) = limits.disk_bytes {
+            let counted = if self.counted.is_empty() { vec![working_dir] } else { self.counted.clone() };
             let exceeded = async move {
-                let used = disk_use::exceeded(working_dir.clone(), limit).await;
-                let directory = working_dir.display();
-                tracing::error!(
-                    "the files below {directory} take {used} bytes on disk, more than the limit of {limit}"
-                );
+                let used = disk_use::exceeded(counted.clone(), limit).await;
+                let shown: Vec<String> = counted.iter().map(|path| path.display().to_string()).collect();
+                let shown = shown.join(" and ");
+                tracing::error!("the files below {shown} take {used} bytes on disk, more than the limit of {limit}");
             };
             // Who fills the disk would fill more of it meanwhile.
             self.end_after(exceeded, true);

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// Every entry counts at least this much: many empty files fill a disk too.
 const SMALLEST: u64 = 4096;
+/// The type of an overlay in `statfs`.
+const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
 const INTERVAL: Duration = Duration::from_millis(250);
 /// A directory of a million files is not walked all the time: the walks take at most one part in so many.
 const SHARE: u32 = 10;
@@ -28,19 +30,21 @@ const ATTEMPTS: usize = 3;
 
 /// Returns the bytes found once they are more than `limit`; dropping it ends the watch.
 ///
-/// Counts what lies below `directory` on the same file system, a hard-linked file once, and files without a name that a
-/// process still holds open.
-pub async fn exceeded(directory: PathBuf, limit: u64) -> u64 {
+/// Counts what lies below each of the directories on the same file system, a hard-linked file once, and files without a name
+/// that a process still holds open there or in an overlay, whose upper layer is such a directory.
+pub async fn exceeded(directories: Vec<PathBuf>, limit: u64) -> u64 {
     let mut known: Option<(Instant, u64, u64)> = None;
     loop {
-        let free = rustix::fs::statvfs(&directory).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let free_at =
+            |path: &PathBuf| rustix::fs::statvfs(path).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let free = directories.iter().map(free_at).fold(0, u64::saturating_add);
         let idle = known.is_some_and(|(at, used, before)| {
             at.elapsed() < LONGEST_PAUSE && before.saturating_sub(free) < limit.saturating_sub(used) / 2
         });
         let mut pause = INTERVAL;
         if !idle {
             let began = Instant::now();
-            let walked = directory.clone();
+            let walked = directories.clone();
             let used = tokio::task::spawn_blocking(move || used_bytes(&walked)).await.unwrap_or(0);
             if used > limit {
                 return used;
@@ -52,11 +56,11 @@ pub async fn exceeded(directory: PathBuf, limit: u64) -> u64 {
     }
 }
 
-fn used_bytes(directory: &Path) -> u64 {
+fn used_bytes(directories: &[PathBuf]) -> u64 {
     let mut sum = Sum::default();
     for _ in 0..ATTEMPTS {
         sum = Sum::default();
-        match sum.add_tree(directory) {
+        match directories.iter().try_for_each(|directory| sum.add_tree(directory)) {
             Ok(()) => break,
             Err(error) => tracing::debug!(%error, "the walk for disk usage begins again"),
         }
@@ -68,9 +72,12 @@ fn used_bytes(directory: &Path) -> u64 {
 #[derive(Debug, Default)]
 struct Sum {
     bytes: u64,
+    /// Of the directory that is being walked.
     device: u64,
-    /// Files with several names, or none, that were counted.
-    seen: HashSet<u64>,
+    /// Of all that were walked.
+    devices: HashSet<u64>,
+    /// Files with several names, or none, that were counted: by device and number.
+    seen: HashSet<(u64, u64)>,
 }
 
 /// A directory above the one that is being read.
@@ -88,6 +95,7 @@ impl Sum {
         let mut current = openat(rustix::fs::CWD, directory, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&current)?;
         self.device = stat.st_dev;
+        self.devices.insert(stat.st_dev);
         let mut levels = vec![Level { inode: stat.st_ino, left: self.add_directory(&current)? }];
         while let Some(level) = levels.last_mut() {
             if let Some(name) = level.left.pop() {
@@ -136,7 +144,9 @@ impl Sum {
 
     fn add(&mut self, stat: &Stat) {
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if stat.st_dev == self.device && (is_directory || stat.st_nlink == 1 || self.seen.insert(stat.st_ino)) {
+        if stat.st_dev == self.device
+            && (is_directory || stat.st_nlink == 1 || self.seen.insert((stat.st_dev, stat.st_ino)))
+        {
             self.bytes = self.bytes.saturating_add((stat.st_blocks.unsigned_abs() * 512).max(SMALLEST));
         }
     }
@@ -149,14 +159,20 @@ impl Sum {
             let Some(files) = is_process.then(|| fs::read_dir(process.path().join("fd")).ok()).flatten() else {
                 continue;
             };
-            for file in files.flatten().filter_map(|file| fs::metadata(file.path()).ok()) {
-                let unnamed = file.is_file() && file.nlink() == 0 && file.dev() == self.device;
-                if unnamed && self.seen.insert(file.ino()) {
+            for entry in files.flatten() {
+                let Ok(file) = fs::metadata(entry.path()) else { continue };
+                let unnamed = file.is_file() && file.nlink() == 0;
+                let is_ours = || self.devices.contains(&file.dev()) || is_in_overlay(&entry.path());
+                if unnamed && is_ours() && self.seen.insert((file.dev(), file.ino())) {
                     self.bytes = self.bytes.saturating_add((file.blocks() * 512).max(SMALLEST));
                 }
             }
         }
     }
+}
+
+fn is_in_overlay(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == OVERLAY)
 }
 
 #[cfg(test)]
@@ -179,7 +195,19 @@ mod tests {
         fs::write(&unnamed, vec![2; MEGABYTE]).unwrap();
         let _open = File::open(&unnamed).unwrap();
         fs::remove_file(&unnamed).unwrap();
-        let used = used_bytes(home.path());
+        let used = used_bytes(&[home.path().to_owned()]);
+        let expected = 2 * MEGABYTE as u64;
+        assert!((expected..expected + 16 * SMALLEST).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn several_directories_are_counted_together() {
+        let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for home in &homes {
+            fs::write(home.path().join("file"), vec![1; MEGABYTE]).unwrap();
+        }
+        fs::hard_link(homes[0].path().join("file"), homes[1].path().join("same")).unwrap();
+        let used = used_bytes(&homes.each_ref().map(|home| home.path().to_owned()));
         let expected = 2 * MEGABYTE as u64;
         assert!((expected..expected + 16 * SMALLEST).contains(&used), "{used}");
     }
@@ -196,7 +224,7 @@ mod tests {
         }
         let file = openat(&current, "deep", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
         std::io::Write::write_all(&mut File::from(file), &vec![1; MEGABYTE]).unwrap();
-        let used = used_bytes(home.path());
+        let used = used_bytes(&[home.path().to_owned()]);
         assert!(used >= MEGABYTE as u64 + 50 * SMALLEST, "{used}");
     }
 
@@ -206,7 +234,7 @@ mod tests {
         for number in 0..3 {
             fs::write(home.path().join(number.to_string()), vec![1; MEGABYTE]).unwrap();
         }
-        let used = exceeded(home.path().to_owned(), 2 * MEGABYTE as u64).await;
+        let used = exceeded(vec![home.path().to_owned()], 2 * MEGABYTE as u64).await;
         assert!(used >= 3 * MEGABYTE as u64, "{used}");
     }
 }

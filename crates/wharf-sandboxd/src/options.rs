@@ -113,6 +113,9 @@ pub struct ServeOptions {
     /// Keep a connection to the abstract socket of `accompany NAME` until the end, for who has to end with this server.
     #[arg(long, value_name = "NAME")]
     pub companion: Option<String>,
+    /// A directory whose files count against the limit on disk; may be given several times [default: the working directory].
+    #[arg(long, value_name = "DIR")]
+    pub counted: Vec<PathBuf>,
     /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_seconds: u64,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
-use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId, WhenFull};
+use wharf_protocol::{Isolation, MountSpec, NetworkMode, SandboxId, SystemAccess, WhenFull};
 
 use wharf_runtime::kubernetes::settings::{Profile, RouteChoice};
 
@@ -209,6 +209,13 @@ pub(crate) struct Shape {
     /// How strong the walls have to be: full or nothing, as good as this machine allows, or none at all.
     #[arg(long, value_enum, default_value_t = IsolationArg::Full)]
     pub(crate) isolation: IsolationArg,
+    /// Whether the system (/usr, /etc, /opt, /srv, /var) can be changed, for this sandbox alone and kept until it is removed [default:
+    /// writable for root, read-only where the kernel does not let it].
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) system: Option<SystemArg>,
+    /// A device of this machine, such as /dev/fuse or /dev/nvidia0; may be given several times.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) device: Vec<String>,
     /// The machine's network, or a loopback of its own.
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
@@ -221,9 +228,13 @@ pub(crate) struct Shape {
     /// CPUs, such as 1.5.
     #[arg(long, value_parser = parse::cpus, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Bytes on disk of the workspace, and in memory of /tmp, /home and the like together, such as 1G [default: 10G].
+    /// Bytes on disk of the workspace and what is changed in the system, and in memory of /tmp and the like together, such as
+    /// 1G [default: 10G].
     #[arg(long, value_parser = parse::size, value_name = "SIZE")]
     pub(crate) disk: Option<u64>,
+    /// Bytes of /dev/shm alone, such as 1G; at most half of the memory [default: it shares what /tmp has].
+    #[arg(long, value_parser = parse::size, value_name = "SIZE")]
+    pub(crate) shm_size: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -231,6 +242,21 @@ pub(crate) enum IsolationArg {
     Full,
     BestEffort,
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SystemArg {
+    ReadOnly,
+    Writable,
+}
+
+impl From<SystemArg> for SystemAccess {
+    fn from(argument: SystemArg) -> Self {
+        match argument {
+            SystemArg::ReadOnly => Self::ReadOnly,
+            SystemArg::Writable => Self::Writable,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

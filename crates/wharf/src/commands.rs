@@ -118,7 +118,7 @@ fn settings(state_dir: Option<PathBuf>) -> anyhow::Result<Settings> {
             sandboxd.display()
         );
     }
-    Ok(Settings { state_dir, sandboxd, launcher })
+    Ok(Settings { state_dir, sandboxd, launcher, path: std::env::var("PATH").unwrap_or_default() })
 }
 
 fn environment(pairs: &[String]) -> anyhow::Result<Environment> {
@@ -142,6 +142,9 @@ fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
         mounts: shape.mounts().map_err(anyhow::Error::msg)?,
         user: shape.user.clone(),
         unprotect: shape.unprotect.clone(),
+        system: shape.system.map(Into::into),
+        devices: shape.device.clone(),
+        shm_bytes: shape.shm_size,
         isolation: shape.isolation.into(),
         network: shape.network.into(),
         memory_bytes: shape.memory,

@@ -33,6 +33,15 @@ pub(super) fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings
     if let Some(user) = &spec.user {
         refuse("user", user, "`run_as_user` and `run_as_group` in [wharf] say whom a pod runs as");
     }
+    if let Some(system) = spec.system {
+        refuse("system", &format!("{system:?}"), "a pod's system is its image's, and can be changed");
+    }
+    if let Some(device) = spec.devices.first() {
+        refuse("devices", device, "a pod gets devices from its cluster; `[wharf] gpu` asks for GPUs");
+    }
+    if let Some(bytes) = spec.shm_bytes {
+        refuse("shm_bytes", &bytes.to_string(), "a pod's `/dev/shm` is its container engine's");
+    }
     if spec.isolation != Isolation::Full {
         refuse("isolation", &format!("{:?}", spec.isolation), "a pod has its cluster's walls");
     }

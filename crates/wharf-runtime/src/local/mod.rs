@@ -31,7 +31,7 @@ mod users;
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -76,6 +76,8 @@ pub struct Settings {
     pub sandboxd: PathBuf,
     /// The program that calls [`launch_main`] when its first argument is [`LAUNCH_ARGUMENT`].
     pub launcher: PathBuf,
+    /// The caller's `PATH`: a new sandbox looks for programs in the same places, as far as it sees them.
+    pub path: String,
 }
 
 /// Why something could not be done with a local sandbox.
@@ -139,6 +141,8 @@ struct Started {
     private_root: bool,
     /// Whom commands run as, if not as sandboxd does.
     user: Option<UserSpec>,
+    /// What counts against the bound on disk.
+    counted: Vec<PathBuf>,
     /// A blank sandboxd ends once this is closed: nobody else could ever bind it.
     maker: std::process::ChildStdin,
 }
@@ -211,6 +215,7 @@ impl LocalRuntime {
             },
             socket: self.socket_directory(name).join("api.sock"),
             workspace: (!covered).then(|| directory.join("workspace")),
+            path: path_inside(&self.settings.path, spec.isolation),
             walls: Vec::new(),
             bounds: bounds_of(spec),
             variables: spec.environment.names().into_iter().map(str::to_owned).collect(),
@@ -242,15 +247,16 @@ impl LocalRuntime {
             drop(held);
             started
         });
-        let Started { mut record, private_root, user, maker } = started.await?;
+        let Started { mut record, private_root, user, counted, maker } = started.await?;
         let mut environment = record.spec.environment.clone();
         let working_dir =
             if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside(&record) };
+        environment.entry("PATH".to_owned()).or_insert_with(|| record.path.clone());
         if !private_root && record.spec.isolation != Isolation::None {
             // The walls that are left let nobody write in the user's own home.
             environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());
         }
-        let request = BindRequest { user, ..bind_request(&record, key, environment, &working_dir) };
+        let request = BindRequest { user, ..bind_request(&record, key, environment, &working_dir, &counted) };
         let blank = wharf_client::Sandbox::new(record.route(), bind_secret);
         let failed = match tokio::time::timeout(BIND_PATIENCE, blank.bind(&request)).await {
             Ok(Ok(())) => {
@@ -309,6 +315,8 @@ impl LocalRuntime {
             working_dir_outside: working_dir_outside(&record),
             mounts: mounts.planned,
             user: user.clone(),
+            system: spec.system,
+            devices: spec.devices.iter().map(PathBuf::from).collect(),
             isolation: spec.isolation,
             network: spec.network,
             bounds: record.bounds,
@@ -329,7 +337,7 @@ impl LocalRuntime {
             answer = launcher.go_on().map_err(failed)?;
         }
         match answer {
-            Launched::Started { report, private_root } => {
+            Launched::Started { report, private_root, counted } => {
                 record.launcher = None;
                 record.walls = report;
                 if record.walls.iter().any(|wall| wall.part == PROTECTED_PATHS) {
@@ -338,7 +346,7 @@ impl LocalRuntime {
                 // Without a private root the system's files name only the machine's users.
                 let user = (user.uid != 0 && (private_root || record.spec.user.is_some()))
                     .then_some(UserSpec { name: user.name, uid: Some(user.uid) });
-                Ok(Started { record, private_root, user, maker: launcher.finish().map_err(failed)? })
+                Ok(Started { record, private_root, user, counted, maker: launcher.finish().map_err(failed)? })
             }
             Launched::Failed { part, reason } => {
                 let reason = record.explained(&reason);
@@ -712,6 +720,22 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
             return Err(LocalError::Spec { field: "mounts.target", value: mount.target.clone(), reason });
         }
     }
+    for device in &spec.devices {
+        let is_device = |path: &Path| {
+            fs::metadata(path)
+                .is_ok_and(|found| found.file_type().is_char_device() || found.file_type().is_block_device())
+        };
+        absolute("devices", device)?;
+        if !device.starts_with("/dev/") || !is_device(Path::new(device)) {
+            let reason = "it must be a device below /dev; each is named by itself";
+            return Err(LocalError::Spec { field: "devices", value: device.clone(), reason });
+        }
+    }
+    let bounds = bounds_of(spec);
+    if let Some(bytes) = spec.shm_bytes.filter(|bytes| *bytes > bounds.memory_bytes / 2) {
+        let reason = "it may be half of the memory at most";
+        return Err(LocalError::Spec { field: "shm_bytes", value: bytes.to_string(), reason });
+    }
     for (field, value, least) in [
         ("memory_bytes", spec.memory_bytes, 16 << 20),
         ("processes", spec.processes.map(u64::from), 4),
@@ -733,19 +757,44 @@ fn working_dir_outside(record: &Record) -> PathBuf {
     outside.unwrap_or_else(|| PathBuf::from(&record.spec.working_dir))
 }
 
-fn bind_request(record: &Record, key: Secret, environment: Environment, working_dir: &Path) -> BindRequest {
+fn bind_request(
+    record: &Record,
+    key: Secret,
+    environment: Environment,
+    working_dir: &Path,
+    counted: &[PathBuf],
+) -> BindRequest {
     BindRequest {
         keys: vec![key],
         environment,
         inherit_environment: false,
         user: None,
         working_dir: working_dir.display().to_string(),
-        limits: Limits {
-            disk_bytes: record.workspace.as_ref().map(|_| record.bounds.disk_bytes),
-            ..record.spec.limits
-        },
+        limits: Limits { disk_bytes: (!counted.is_empty()).then_some(record.bounds.disk_bytes), ..record.spec.limits },
         deadline_seconds: record.spec.deadline_seconds,
     }
+}
+
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn usual_path() -> String {
+    USUAL_PATH.to_owned()
+}
+
+/// The caller's `PATH` without what a sandbox does not see, and what is usual behind it.
+fn path_inside(path: &str, isolation: Isolation) -> String {
+    let seen = |directory: &&str| {
+        let trees = ["/usr", "/bin", "/sbin", "/opt", "/nix", "/snap", "/srv", "/etc"];
+        let plain = Path::new(directory).is_absolute() && !directory.split('/').any(|part| part == "..");
+        plain && (isolation == Isolation::None || trees.iter().any(|tree| Path::new(directory).starts_with(tree)))
+    };
+    let mut directories: Vec<&str> = Vec::new();
+    for directory in path.split(':').filter(seen).chain(USUAL_PATH.split(':')) {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories.join(":")
 }
 
 fn bounds_of(spec: &SandboxSpec) -> Bounds {
@@ -755,6 +804,7 @@ fn bounds_of(spec: &SandboxSpec) -> Bounds {
         processes: spec.processes.unwrap_or(DEFAULT_PROCESSES),
         cpu_millis: spec.cpu_millis,
         disk_bytes: spec.disk_bytes.unwrap_or(DEFAULT_DISK_BYTES),
+        shm_bytes: spec.shm_bytes,
     }
 }
 
@@ -795,4 +845,18 @@ fn short(text: &str) -> String {
 
 fn seconds_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_looks_for_programs_where_its_maker_does_as_far_as_it_sees_that() {
+        let path = "/opt/go/bin:/home/me/.cargo/bin:/usr/bin::bin:/usr/../home/x:/usr/local/bin:/opt/go/bin";
+        let inside = path_inside(path, Isolation::Full);
+        assert_eq!(inside, "/opt/go/bin:/usr/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/sbin:/bin");
+        assert!(path_inside(path, Isolation::None).starts_with("/opt/go/bin:/home/me/.cargo/bin:/usr/bin:"));
+        assert_eq!(path_inside("", Isolation::Full), USUAL_PATH);
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{Isolation, NetworkMode, Secret};
+use wharf_protocol::{Isolation, NetworkMode, Secret, SystemAccess};
 
 use super::{protection::PlannedMount, users::SandboxUser};
 
@@ -26,6 +26,9 @@ pub(super) struct Plan {
     pub(super) mounts: Vec<PlannedMount>,
     /// Whom commands run as.
     pub(super) user: SandboxUser,
+    /// `None`: writable where that is possible.
+    pub(super) system: Option<SystemAccess>,
+    pub(super) devices: Vec<PathBuf>,
     pub(super) isolation: Isolation,
     pub(super) network: NetworkMode,
     pub(super) bounds: Bounds,
@@ -44,12 +47,15 @@ pub struct Bounds {
     /// For the private directories in memory together (at most half of the memory), for a private workspace, and for each
     /// single file elsewhere.
     pub disk_bytes: u64,
+    /// For `/dev/shm` alone; without it that shares what the private directories have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_bytes: Option<u64>,
 }
 
 impl Bounds {
     /// What the private directories may take in memory together: with it full, half of the memory is still there.
     pub(super) fn private_bytes(&self) -> u64 {
-        self.disk_bytes.min(self.memory_bytes / 2)
+        self.disk_bytes.min(self.memory_bytes.saturating_sub(self.shm_bytes.unwrap_or(0)) / 2)
     }
 }
 
@@ -68,6 +74,8 @@ pub(super) enum Launched {
         report: Vec<Wall>,
         /// Whether paths inside are those of a root of its own, not the host's.
         private_root: bool,
+        /// Directories inside whose files count against the bound on disk.
+        counted: Vec<PathBuf>,
     },
     Failed {
         part: String,

@@ -57,6 +57,9 @@ pub struct Record {
     pub(super) owner: Option<Running>,
     pub socket: PathBuf,
     pub workspace: Option<PathBuf>,
+    /// Where programs are looked for, unless its environment says something else.
+    #[serde(default = "super::usual_path")]
+    pub(super) path: String,
     /// The parts of the isolation.
     pub walls: Vec<Wall>,
     pub bounds: Bounds,

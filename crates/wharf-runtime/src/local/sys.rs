@@ -224,3 +224,34 @@ pub(super) fn reset_personality() -> io::Result<()> {
     // SAFETY: a plain number.
     if unsafe { libc::personality(0) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Does something with the right to mount and no other: as a user to whom no file belongs.
+pub(super) fn as_nobody<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    const NOBODY: u32 = 65_534;
+    let before = capabilities(None)?;
+    let groups = rustix::process::getgroups()?;
+    rustix::thread::set_thread_groups(&[])?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    set_file_ids(NOBODY, NOBODY)?;
+    let few = rustix::thread::CapabilitySets { effective: CapabilitySet::SYS_ADMIN, ..before };
+    let done = set_capabilities(None, few).map_err(io::Error::from).and_then(|()| work());
+    // First the capabilities: they are needed for the rest.
+    set_capabilities(None, before)?;
+    set_file_ids(uid, gid)?;
+    set_capabilities(None, before)?;
+    rustix::thread::set_thread_groups(&groups)?;
+    done
+}
+
+/// Sets as whom this process opens files.
+#[allow(unsafe_code, reason = "system calls without a wrapper")]
+fn set_file_ids(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: plain numbers. Each tells the value before; asked for one that nobody has, it changes nothing.
+    let done = unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    if done == (uid.cast_signed(), gid.cast_signed()) { Ok(()) } else { Err(io::Error::other("file ids were refused")) }
+}

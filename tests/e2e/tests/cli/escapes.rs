@@ -16,6 +16,74 @@ fn attempts_to_get_out_of_an_ordinary_users_sandbox_fail() {
     try_to_get_out(&wharf);
 }
 
+/// One way out. That it is one is seen where there are no walls: else a missing program would pass for a wall.
+struct Attempt {
+    what: &'static str,
+    /// Succeeds outside; inside it may also succeed if it leaves no trace.
+    script: String,
+    /// What it leaves on the host.
+    trace: Option<std::path::PathBuf>,
+}
+
+fn attempts(wharf: &Wharf, secret: &std::path::Path, socket: &str) -> Vec<Attempt> {
+    let attempt = |what, script: &str| Attempt { what, script: script.to_owned(), trace: None };
+    let writing = |what, directory: &str| {
+        // The two suites run at the same time.
+        let ours = wharf.state.path().file_name().unwrap().to_string_lossy();
+        let trace = std::path::Path::new(directory).join(format!("wharf-escape-{ours}"));
+        Attempt { what, script: format!("touch {}", trace.display()), trace: Some(trace) }
+    };
+    let shadow = std::fs::read("/etc/shadow").expect("run the tests as root");
+    let sum = |path: &str| format!("test \"$(cksum < {path})\" = '{}'", checksum(&shadow));
+    vec![
+        attempt("read the host's shadow file", &sum("/etc/shadow")),
+        attempt("read the host's shadow file by way of sandboxd", &sum("/proc/$PPID/root/etc/shadow")),
+        attempt("read a host file", &format!("cat {}", secret.display())),
+        attempt("read the state directory", &format!("ls {}", wharf.state.path().join("sandboxes").display())),
+        attempt(
+            "reach another sandbox's socket",
+            &format!(
+                "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"{socket}\")) or exit 1'"
+            ),
+        ),
+        // PTRACE_SEIZE, which stops nobody.
+        attempt("trace sandboxd", "P=$PPID perl -e 'exit(syscall(101, 0x4206, int $ENV{P}, 0, 0) == 0 ? 0 : 1)'"),
+        writing("write the host's programs", "/usr/bin"),
+        writing("write the host's settings", "/etc"),
+        writing("write the host's services", "/srv"),
+        writing("write among the host's root's files", "/root"),
+        attempt("mount", "mount -t tmpfs none /mnt || mount -t tmpfs none /tmp"),
+        attempt("unmount", "umount -l /proc"),
+        attempt("make the root writable", "mount -o remount,rw /"),
+        attempt("make a device", "cd $(mktemp -d) && mknod sda b 8 0"),
+        // Each with the value that it has.
+        attempt("write kernel settings", "v=$(cat /proc/sys/kernel/panic) && echo $v > /proc/sys/kernel/panic"),
+        attempt(
+            "set the core pattern",
+            "v=$(cat /proc/sys/kernel/core_pattern) && echo \"$v\" > /proc/sys/kernel/core_pattern",
+        ),
+        attempt(
+            "set kernel settings by way of /sys",
+            "v=$(cat /sys/kernel/rcu_expedited) && echo $v > /sys/kernel/rcu_expedited",
+        ),
+        attempt("enter a new user namespace", "unshare --user true"),
+        attempt("enter the namespaces of sandboxd", "nsenter -t $PPID -m true"),
+        // No module is there: the kernel finds that out only for who may load one.
+        attempt("load a module", "perl -e 'syscall(175, 0, 0, 0); exit($!{EPERM} ? 1 : 0)'"),
+        attempt("change the clock", "date -s @$(date +%s.%N)"),
+        attempt("change the host's name", "hostname \"$(hostname)\""),
+        attempt("use the kernel's keys", "perl -e 'exit(syscall(250, 0, -3, 1) == -1 ? 1 : 0)'"),
+    ]
+}
+
+/// As `cksum` prints it.
+fn checksum(bytes: &[u8]) -> String {
+    let mut child =
+        Command::new("cksum").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), bytes).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
+}
+
 fn try_to_get_out(wharf: &Wharf) {
     wharf.check(&["create", "neighbour"], 0, "neighbour\n");
     let neighbour = String::from_utf8(wharf.run(&["inspect", "neighbour"]).stdout).unwrap();
@@ -23,39 +91,21 @@ fn try_to_get_out(wharf: &Wharf) {
     let socket = neighbour["socket"].as_str().unwrap();
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "host secret").unwrap();
-    let attempts = [
-        ("read the host's shadow file", "cat /etc/shadow"),
-        ("read a host file", &*format!("cat {}", secret.path().display())),
-        ("read the state directory", &*format!("ls {}", wharf.state.path().join("sandboxes").display())),
-        (
-            "reach another sandbox's socket",
-            &*format!(
-                "test -S {socket} || perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"{socket}\")) or exit 1'"
-            ),
-        ),
-        ("trace sandboxd", "perl -e 'exit(syscall(101, 16, 1, 0, 0) == 0 ? 0 : 1)'"),
-        ("write the host's programs", "touch /usr/bin/evil"),
-        ("write the host's settings", "touch /etc/evil"),
-        ("mount", "mount -t tmpfs none /tmp"),
-        ("unmount", "umount /proc"),
-        ("make the root writable", "mount -o remount,rw /usr"),
-        ("make a device", "mknod /tmp/sda b 8 0"),
-        ("write kernel settings", "echo 1 > /proc/sys/kernel/panic"),
-        ("set the core pattern", "echo '|/tmp/x' > /proc/sys/kernel/core_pattern"),
-        ("press SysRq", "echo h > /proc/sysrq-trigger"),
-        ("enter a new user namespace", "unshare --user true"),
-        ("enter the first process's namespaces", "nsenter -t 1 -m true"),
-        ("load a module", "modprobe dummy"),
-        ("change the clock", "date -s 2001-01-01"),
-        ("change the host's name", "hostname evil"),
-        ("trace sandboxd out of its walls", "cat /proc/1/root/etc/shadow"),
-    ];
-    for (what, script) in attempts {
-        assert_eq!(
-            wharf.inside(&format!("if ({script}) >/dev/null 2>&1; then echo out; else echo held; fi")),
-            "held\n",
-            "{what}"
-        );
+    let unwalled = Wharf::new();
+    for Attempt { what, script, trace } in attempts(wharf, secret.path(), socket) {
+        let is_out = |told: &std::process::Output| match &trace {
+            Some(trace) => std::fs::remove_file(trace).is_ok(),
+            None => String::from_utf8_lossy(&told.stdout).ends_with("out\n"),
+        };
+        let script = format!("if ({script}); then echo out; else echo held; fi");
+        let told = wharf.run(&["run", "--", "sh", "-c", &script]);
+        assert!(told.status.success() && !is_out(&told), "{what}: it is out: {told:?}");
+        // As root of the host, whose mounts and name are spared.
+        let inner = unwalled.command(&["run", "--isolation", "none", "--", "sh", "-c", &script]);
+        let mut control = Command::new("unshare");
+        control.args(["--mount", "--uts", "--propagation", "private"]).arg(inner.get_program()).args(inner.get_args());
+        let told = control.output().unwrap();
+        assert!(is_out(&told), "{what}: this is no attempt: it fails without walls too: {told:?}");
     }
 }
 

@@ -100,7 +100,8 @@ fn the_target_of_a_mount_is_made_inside_whatever_links_lead_there() {
         for target in [format!("/var/run/{name}/deep"), format!("/lib/../run/{name}"), format!("/bin/{name}")] {
             let mount = format!("{}:{target}:ro", here.path().display());
             let output = wharf.run(&["run", "--mount", &mount, "--", "cat", &format!("{target}/file")]);
-            let shown = output.stdout == b"mounted" && target.starts_with("/var/run");
+            let shown = output.stdout == b"mounted";
+            // With a part `..`, or where the system is read-only.
             let refused = !output.status.success() && !target.starts_with("/var/run");
             assert!(shown || refused, "{target}: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -132,7 +133,7 @@ fn private_directories_are_bounded_together_and_say_that_there_is_no_space() {
     // Each is small enough.
     let script =
         "for place in /tmp /home /root /var /run /dev/shm; do head -c 3M /dev/zero > $place/some || exit 9; done";
-    let output = wharf.run(&["run", "--disk", "10M", "--", "sh", "-c", script]);
+    let output = wharf.run(&["run", "--system", "read-only", "--disk", "10M", "--", "sh", "-c", script]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(9), "{told}");
     assert!(told.contains("No space left on device"), "{told}");
@@ -142,12 +143,12 @@ fn private_directories_are_bounded_together_and_say_that_there_is_no_space() {
 fn a_full_tmp_leaves_the_sandbox_alive_and_enough_memory_to_empty_it() {
     let wharf = Wharf::new();
     wharf.check(&["create", "box", "--memory", "64M"], 0, "box\n");
-    let fill = "head -c 300M /dev/zero > /tmp/big; for n in $(seq 1 30000); do : > /tmp/$n || break; done; head -c 1M /dev/zero > /home/x";
+    let fill = "head -c 300M /dev/zero > /tmp/big; for n in $(seq 1 30000); do : > /tmp/$n || break; done; head -c 1M /dev/zero > /tmp/x";
     let output = wharf.run(&["exec", "box", "--", "sh", "-c", fill]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("No space left on device"), "{output:?}");
     wharf.check(
-        &["exec", "box", "--", "sh", "-c", "rm -r /tmp/*; head -c 1M /dev/zero > /home/x; echo alive"],
+        &["exec", "box", "--", "sh", "-c", "find /tmp -delete 2>/dev/null; head -c 1M /dev/zero > /tmp/x; echo alive"],
         0,
         "alive\n",
     );
@@ -220,4 +221,255 @@ fn in_a_container_it_goes_on_with_the_walls_that_are_left_and_says_what_is_missi
             }
         }
     }
+}
+
+#[test]
+fn the_system_can_be_changed_in_one_sandbox_until_it_is_removed() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    let change = "set -e; exec 2>&1; cd $(mktemp -d); mkdir -p pack/DEBIAN pack/usr/bin pack/etc\n\
+                  printf 'Package: wharf-walls\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: d\\n' > pack/DEBIAN/control\n\
+                  printf '#!/bin/sh\\necho packed\\n' > pack/usr/bin/wharf-walls; chmod 755 pack/usr/bin/wharf-walls; echo setting > pack/etc/wharf-walls\n\
+                  dpkg-deb --root-owner-group --build pack >/dev/null; dpkg -i pack.deb >/dev/null; wharf-walls\n\
+                  useradd -m wally; groupadd wallies; passwd -l wally >/dev/null; su wally -c 'touch ~/file'\n\
+                  echo '192.0.2.1 walls.test' >> /etc/hosts; getent hosts walls.test\n\
+                  rm /usr/bin/yes; mv /usr/bin/seq /usr/bin/seq2; chmod 700 /usr/bin/tac; mkdir /opt/a /srv/b; echo x > /opt/a/x";
+    let output = wharf.run(&["exec", "box", "--", "sh", "-c", change]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "packed\n192.0.2.1       walls.test\n", "{output:?}");
+    wharf.check(&["stop", "box"], 0, "box\n");
+    wharf.check(&["start", "box"], 0, "box\n");
+    let kept = "wharf-walls; dpkg-query -W wharf-walls; stat -c %U /home/wally/file; seq2 1; stat -c %a:%U /usr/bin/tac; cat /opt/a/x; \
+                test ! -e /usr/bin/yes && ls -d /srv/b && stat -c %U:%G /etc /usr/bin /etc/shadow";
+    let expected = "packed\nwharf-walls\t1\nwally\n1\n700:root\nx\n/srv/b\nroot:root\nroot:root\nroot:shadow\n";
+    wharf.check(&["exec", "box", "--", "sh", "-c", kept], 0, expected);
+    // Neither the next sandbox nor the host has any of it.
+    let elsewhere = "which wharf-walls seq2; getent passwd wally; ls /opt/a /srv/b; which yes seq";
+    let said = wharf.run(&["run", "--", "sh", "-c", elsewhere]).stdout;
+    assert_eq!(String::from_utf8_lossy(&said), "/usr/bin/yes\n/usr/bin/seq\n");
+    for missing in ["/usr/bin/wharf-walls", "/etc/wharf-walls", "/opt/a", "/srv/b", "/home/wally"] {
+        assert!(!std::path::Path::new(missing).exists(), "{missing}");
+    }
+    wharf.check(&["rm", "box"], 0, "box\n");
+    assert_eq!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().count(), 0);
+}
+
+/// Files that only root of the host, or a group of it, may read; taken away again.
+struct Secrets(Vec<std::path::PathBuf>);
+
+impl Secrets {
+    fn new() -> Self {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        let name = format!("wharf-secret-{}", std::process::id());
+        let mut made = Self(Vec::new());
+        for (tree, mode) in
+            [("/usr/local", 0o600), ("/etc", 0o640), ("/opt", 0o400), ("/srv", 0o660), ("/etc/ssl", 0o000)]
+        {
+            let path = std::path::Path::new(tree).join(&name);
+            std::fs::write(&path, "only for root").expect("run the tests as root");
+            made.0.push(path.clone());
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let closed = std::path::Path::new("/opt").join(format!("{name}-dir"));
+        std::fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+        std::fs::write(closed.join("open"), "only for root").unwrap();
+        made.0.push(closed);
+        made
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+}
+
+#[test]
+fn what_only_the_hosts_root_may_read_stays_unread_under_a_writable_system() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    // Made while the sandbox runs: no list of any moment would have it.
+    let secrets = Secrets::new();
+    let ways = [
+        "cat P",
+        "head -c 1 P",
+        "cp P /tmp/copy && cat /tmp/copy",
+        "chmod 666 P; cat P",
+        "chown 0:0 P; cat P",
+        "ln P /etc/link; ln P /opt/link; ln P /usr/link; cat /etc/link /opt/link /usr/link",
+        "mv P /etc/moved; cat /etc/moved",
+        "mv P $(dirname P)/moved; cat $(dirname P)/moved",
+        "echo more >> P; cat P",
+        "truncate -s 100 P; cat P",
+        "cat /proc/1/root/P",
+        "cat P/open; chmod 777 P; ls P; cat P/open; mv P /opt/moved; cat /opt/moved/open",
+        "setpriv --reuid 65534 cat P",
+        "cd /.wharf/disk; grep -r 'only for root' .",
+        "perl -e 'use Fcntl; sysopen(F, \"P\", O_RDWR) or exit 1; read F, $x, 99; print $x'",
+    ];
+    for secret in &secrets.0 {
+        for way in ways {
+            let script = way.replace('P', &secret.display().to_string());
+            let output = wharf.run(&["exec", "box", "--", "sh", "-c", &script]);
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(!said.contains("only for root") && !said.starts_with('o'), "{script}: {said}");
+        }
+        let there = if secret.is_dir() { secret.join("open") } else { secret.clone() };
+        assert_eq!(std::fs::read_to_string(there).unwrap(), "only for root");
+    }
+}
+
+#[test]
+fn each_hidden_file_that_programs_write_is_replaced_without_a_word_of_the_hosts() {
+    let wharf = Wharf::new();
+    let files =
+        ["/etc/shadow", "/etc/gshadow", "/etc/shadow-", "/etc/gshadow-", "/etc/.pwd.lock", "/etc/security/opasswd"];
+    let packages = ["/var/lib/dpkg/lock", "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/triggers/Lock"];
+    for file in files.iter().chain(&packages).filter(|file| std::path::Path::new(*file).exists()) {
+        let host = std::fs::read_to_string(file).unwrap();
+        let inside = wharf.inside(&format!("cat {file} && echo >> {file}"));
+        assert!(host.is_empty() || inside != host, "{file}");
+        let locked = |line: &str| line.split(':').nth(1) == Some("*");
+        assert!(inside.lines().all(locked), "{file}: {inside}");
+        let names = inside.lines().count();
+        assert_eq!(names > 0, matches!(*file, "/etc/shadow" | "/etc/gshadow"), "{file}: {inside}");
+    }
+}
+
+#[test]
+fn a_read_only_system_is_told_of_and_a_writable_one_that_cannot_be_is_refused() {
+    let note = |wharf: &Wharf, arguments: &[&str]| {
+        let output = wharf.run(&[&["create", "box"], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        let about = String::from_utf8(wharf.run(&["inspect", "box"]).stdout).unwrap();
+        let touched =
+            wharf.run(&["exec", "box", "--", "sh", "-c", "touch /home/x /root/x /var/x && touch /usr/x /etc/x"]);
+        assert!(wharf.run(&["rm", "box"]).status.success());
+        (about, touched.status.success())
+    };
+    let (root, user) = (Wharf::new(), Wharf::as_ordinary_user());
+    for (about, touched) in [note(&root, &[]), note(&root, &["--system", "writable"])] {
+        assert!(touched && about.contains("what is changed in the system stays in the sandbox"), "{about}");
+    }
+    let (about, touched) = note(&root, &["--system", "read-only"]);
+    assert!(!touched && about.contains("the system is read-only (as asked)"), "{about}");
+    let (about, touched) = note(&user, &[]);
+    assert!(!touched && about.contains("the system is read-only (the host's files belong to users"), "{about}");
+    let output = user.run(&["run", "--system", "writable", "--", "true"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(125) && told.contains("does not allow `writable system`"), "{told}");
+}
+
+#[test]
+fn where_the_kernel_lays_no_overlay_the_system_is_read_only() {
+    let wharf = Wharf::new();
+    // The state on an overlay, as in a container: that is no upper layer for another.
+    let script = "cd \"$0\" && mkdir lower upper work state && mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none state && exec \"$@\"";
+    let run = |arguments: &[&str]| {
+        let here = tempfile::tempdir().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(here.path());
+        command.arg(wharf.command(&[]).get_program()).arg("--state-dir").arg(here.path().join("state")).args(arguments);
+        output_of(command)
+    };
+    let said = run(&["run", "--", "sh", "-c", "touch /usr/x; touch /root/x && echo runs"]);
+    assert!(said.contains("/usr/x': Read-only file system") && said.contains("runs"), "{said}");
+    let said = run(&["run", "--system", "writable", "--", "true"]);
+    assert!(said.contains("`writable system`: the kernel lays nothing over it: /"), "{said}");
+}
+
+#[test]
+fn what_is_mounted_below_the_hosts_system_is_seen_and_single_files_can_be_written() {
+    let wharf = Wharf::new();
+    let script = "mount -t tmpfs none /srv && mkdir /srv/a && mount -t tmpfs none /srv/a && echo below > /srv/a/file && \
+                  echo mounted > /srv/hosts && mount --bind /srv/hosts /etc/hosts && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    let inside =
+        "cat /srv/a/file /etc/hosts && echo more >> /etc/hosts && cat /etc/hosts; touch /srv/new && touch /srv/a/new";
+    let made = wharf.command(&["run", "--", "sh", "-c", inside]);
+    command.arg(made.get_program()).args(made.get_args());
+    let said = output_of(command);
+    assert!(said.starts_with("below\nmounted\nmounted\nmore\n") && said.contains("/srv/a/new': Read-only"), "{said}");
+}
+
+#[test]
+fn what_is_changed_in_the_system_counts_on_disk() {
+    let wharf = Wharf::new();
+    for place in ["/usr/local", "/etc", "/home", "/root", "/var/lib"] {
+        wharf.check(&["create", "box", "--disk", "10M"], 0, "box\n");
+        let script = format!("trap '' TERM HUP; n=0; while :; do head -c 2M /dev/zero > {place}/$((n += 1)); done");
+        let output = wharf.run(&["exec", "box", "--", "sh", "-c", &script]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains("more than the limit of 10485760"), "{place}: {told}");
+        wharf.check(&["rm", "box"], 0, "box\n");
+    }
+    // Files without a name, held open.
+    let script = "for n in 11 12 13 14 15 16 17 18; do eval \"exec $n>/usr/f\"; rm /usr/f; head -c 2M /dev/zero >&$n; done; sleep 60";
+    let output = wharf.run(&["run", "--disk", "10M", "--", "bash", "-c", script]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("more than the limit of 10485760"), "{told}");
+}
+
+#[test]
+fn sys_is_there_and_read_only_without_what_reaches_the_host() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let script = "ls /sys/class/net | head -1; ls /sys/devices/system/cpu | grep -c cpu0; ls /sys/fs/cgroup /sys/kernel/debug /sys/kernel/tracing \
+                      /sys/firmware /sys/module 2>/dev/null | grep -cv -e : -e '^$'; for f in $(find /sys/kernel /sys/class/net/*/ -maxdepth 1 -perm -u=w -type f); do \
+                      echo 1 > $f; done 2>&1 | grep -vc -e 'Read-only' -e 'Permission denied'";
+        assert_eq!(wharf.inside(&format!("{script}; true")).lines().skip(1).collect::<Vec<_>>(), ["1", "0", "0"]);
+        wharf.check(&["run", "--network", "none", "--", "ls", "/sys/class/net"], 0, "lo\n");
+    }
+}
+
+#[test]
+fn shared_memory_has_a_size_of_its_own_if_asked_for() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let fill = "df -B1 --output=size /dev/shm | tail -1; head -c 9M /dev/zero > /dev/shm/x; head -c 9M /dev/zero > /tmp/x && echo tmp";
+        let output = wharf.run(&["run", "--memory", "256M", "--shm-size", "8M", "--", "sh", "-c", fill]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("8388608\ntmp\n"), "{output:?}");
+        let output = wharf.run(&["run", "--memory", "256M", "--shm-size", "200M", "--", "true"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains("`shm_bytes` is not valid"), "{told}");
+    }
+}
+
+#[test]
+fn devices_are_there_if_they_are_named() {
+    // A device that anybody may have, and one that only root may.
+    let script = "test -c DEVICE && exec 5<DEVICE && echo opened";
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let fuse = script.replace("DEVICE", "/dev/fuse");
+        assert!(!wharf.run(&["run", "--", "sh", "-c", &fuse]).status.success());
+        for (wrong, why) in
+            [("/dev", "it must be a device"), ("/dev/nothing", "it must be"), ("/etc/passwd", "it must be")]
+        {
+            let output = wharf.run(&["run", "--device", wrong, "--", "true"]);
+            assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{wrong}: {output:?}");
+        }
+    }
+    let root = Wharf::new();
+    for device in
+        ["/dev/loop-control", "/dev/net/tun", "/dev/fuse"].iter().filter(|path| std::path::Path::new(*path).exists())
+    {
+        let output = root.run(&["run", "--device", device, "--", "sh", "-c", &script.replace("DEVICE", device)]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "opened\n", "{device}: {output:?}");
+    }
+}
+
+#[test]
+fn programs_are_looked_for_where_the_caller_looks() {
+    let wharf = Wharf::new();
+    let run = |arguments: &[&str]| {
+        let mut command = wharf.command(arguments);
+        command.env("PATH", "/opt/some/bin:/home/me/bin:/usr/bin");
+        output_of(command)
+    };
+    let usual = "/opt/some/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin\n";
+    assert_eq!(run(&["run", "--", "sh", "-c", "echo $PATH"]), usual);
+    assert_eq!(run(&["run", "-e", "PATH=/bin", "--", "sh", "-c", "echo $PATH"]), "/bin\n");
 }

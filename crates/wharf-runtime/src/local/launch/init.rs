@@ -18,7 +18,7 @@ use rustix::{
 use wharf_protocol::{Isolation, NetworkMode};
 
 use super::{
-    HOUSE, MEMORY_EVENTS, door,
+    DISK, HOUSE, MEMORY_EVENTS, door,
     ids::Ids,
     root::build_root,
     walls::{Failure, Own, Part, Walls},
@@ -55,6 +55,7 @@ pub(super) fn become_sandboxd(
     let confined = plan.isolation != Isolation::None;
     let private_root = confined && own.mounts;
     let mut program = plan.sandboxd.clone();
+    let (mut counted, mut is_writable) = (Vec::new(), false);
     if confined && ids.has_range && !private_root {
         ids = Ids::default();
         walls.falls(
@@ -66,14 +67,23 @@ pub(super) fn become_sandboxd(
         build_namespaces(plan, walls)?;
     }
     if private_root {
-        build_root(plan, &ids, own)?;
-        let note = "the host is read-only; what is written stays in the sandbox";
-        walls.stands("private root", Some(note.to_owned()));
+        let read_only = build_root(plan, &ids, own)?;
+        counted.extend(plan.workspace.is_some().then(|| plan.working_dir.clone()));
+        is_writable = read_only.is_none();
+        let note = match read_only {
+            Some(reason) => format!("the system is read-only ({reason})"),
+            None => {
+                counted.push(Path::new("/").join(HOUSE).join(DISK));
+                "what is changed in the system stays in the sandbox".to_owned()
+            }
+        };
+        walls.stands("private root", Some(note));
         program = Path::new("/").join(HOUSE).join("sandboxd");
     } else if own.namespaces && !walls.tells_of("private root") {
         walls.missing("private root", io::Error::other("needs a mount namespace"))?;
     }
     if !private_root {
+        counted.extend(plan.workspace.clone());
         miss_mounts(plan, walls)?;
     }
     if let Some(namespace) = &ids.namespace {
@@ -83,9 +93,10 @@ pub(super) fn become_sandboxd(
     walls.stands(
         "resource limits",
         Some(format!(
-            "files in the workspace may take {} bytes on disk, those in /tmp, /home, /root, /var, /run and /dev/shm \
-             together {} in memory",
+            "the workspace{} may take {} bytes on disk, {} together {} in memory",
+            if is_writable { " and what is changed in the system" } else { "" },
             plan.bounds.disk_bytes,
+            if is_writable { "/tmp, /run and /dev/shm" } else { "/tmp, /home, /root, /var, /run and /dev/shm" },
             plan.bounds.private_bytes()
         )),
     );
@@ -95,7 +106,7 @@ pub(super) fn become_sandboxd(
     io::Seek::rewind(&mut secret).part("launcher")?;
     if confined {
         rustix::thread::set_no_new_privs(true).part("no new privileges")?;
-        let writable = writable(plan, own.mounts);
+        let writable = writable(plan, own.mounts, is_writable);
         let note = (!own.mounts).then(|| {
             "the machine's files are seen, and may be changed in the workspace, /tmp, /var/tmp and /dev".to_owned()
         });
@@ -113,6 +124,9 @@ pub(super) fn become_sandboxd(
     } else {
         command.arg("serve");
     }
+    for directory in &counted {
+        command.arg("--counted").arg(directory);
+    }
     command
         .args(["--listen", &format!("fd:{}", listener.as_raw_fd())])
         .args(["--bind-secret-fd", &secret.as_raw_fd().to_string()])
@@ -129,7 +143,7 @@ pub(super) fn become_sandboxd(
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
-    let started = Launched::Started { report: walls.report.clone(), private_root };
+    let started = Launched::Started { report: walls.report.clone(), private_root, counted: counted.clone() };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd(), maker.as_fd(), listener.as_fd()]).part("launcher")?;
@@ -187,7 +201,7 @@ fn miss_mounts(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
 
 /// Where landlock lets files be written: in a private root nearly all that is not the host's, else hardly more than the
 /// workspace.
-fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
+fn writable(plan: &Plan, private_root: bool, system: bool) -> Vec<PathBuf> {
     if !private_root {
         let shared = ["/tmp", "/var/tmp", "/dev", "/proc"].map(PathBuf::from);
         let read_only =
@@ -199,7 +213,8 @@ fn writable(plan: &Plan, private_root: bool) -> Vec<PathBuf> {
     let targets =
         plan.mounts.iter().filter(|mount| !mount.spec.read_only).map(|mount| PathBuf::from(&mount.spec.target));
     let workspace = plan.workspace.is_some().then(|| plan.working_dir.clone());
-    private.into_iter().chain(workspace).chain(targets).collect()
+    let system = system.then_some(["/usr", "/etc", "/opt", "/srv"]).into_iter().flatten().map(PathBuf::from);
+    private.into_iter().chain(system).chain(workspace).chain(targets).collect()
 }
 
 fn limit_resources(plan: &Plan, own: &Own) -> io::Result<()> {

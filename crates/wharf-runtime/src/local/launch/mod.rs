@@ -20,6 +20,8 @@ mod init;
 mod mounts;
 mod proc;
 mod root;
+mod sysfs;
+mod system;
 mod walls;
 
 use std::{
@@ -55,6 +57,8 @@ use super::{
 const HOUSE: &str = ".wharf";
 /// In the house: the file in which the kernel counts what it kills in the sandbox for want of memory.
 const MEMORY_EVENTS: &str = "memory-events";
+/// In the house: what the sandbox keeps on disk besides its workspace, for sandboxd to count.
+const DISK: &str = "disk";
 
 /// The entry of the launcher process: reads a plan from standard input, answers on standard output.
 ///

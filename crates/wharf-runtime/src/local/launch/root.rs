@@ -10,43 +10,46 @@ use std::{
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{
-    HOUSE, MEMORY_EVENTS,
+    DISK, HOUSE, MEMORY_EVENTS,
     accounts::show_user,
     below::{Below, bind_at},
     dev::build_dev,
     ids::Ids,
     mounts::show_mount,
     proc::build_proc,
+    sysfs::build_sys,
+    system::{OWN, build_system, show_packages},
     walls::{Failure, Own, Part},
 };
 use crate::local::{plan::Plan, sys};
 
-/// Directories of the host that a sandbox sees, read-only.
-const SHOWN: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "srv", "snap"];
-
-/// Puts a new root together and makes it ours.
-pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<(), Failure> {
+/// Puts a new root together and makes it ours. Tells why the system in it is read-only, if it is.
+pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<String>, Failure> {
     let part = "private root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).part(part)?;
     let root = plan.directory.join("root");
     fs::create_dir_all(&root).part(part)?;
     tmpfs(&root, ids, 0o755, 16 << 20, 4096).part(part)?;
-    for name in SHOWN {
-        show(&Path::new("/").join(name), &root.join(name)).part(format!("/{name}"))?;
-    }
-    build_private(&root, plan, ids).part(part)?;
+    rustix::process::chdir(&root).part(part)?;
+    let read_only = build_system(plan, ids).part("writable system")?;
+    build_private(&root, plan, ids, read_only.is_some()).part(part)?;
     for name in ["tmp", "lib", "log", "cache"] {
         let target = root.join("var").join(name);
-        fs::DirBuilder::new().mode(if name == "tmp" { 0o1777 } else { 0o755 }).create(&target).part(part)?;
-        chown(&target, Some(ids.root), Some(ids.root)).part(part)?;
+        // From the sandbox's life before.
+        if !target.exists() {
+            fs::create_dir(&target).part(part)?;
+            let mode = if name == "tmp" { 0o1777 } else { 0o755 };
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode)).part(part)?;
+            chown(&target, Some(ids.root), Some(ids.root)).part(part)?;
+        }
     }
-    symlink("/run", root.join("var/run")).part(part)?;
-    let packages = Path::new("/var/lib/dpkg");
-    if packages.is_dir() {
-        show(packages, &root.join("var/lib/dpkg")).part("/var/lib/dpkg")?;
+    if fs::symlink_metadata(root.join("var/run")).is_err() {
+        symlink("/run", root.join("var/run")).part(part)?;
     }
+    show_packages(plan, ids, read_only.is_none()).part("packages of the host")?;
+    build_sys(plan).part("/sys")?;
     build_proc(&root, own).part("/proc")?;
-    build_house(plan, &root, own.memory_events.as_deref())?;
+    build_house(plan, &root, own.memory_events.as_deref(), read_only.is_none())?;
     let below = Below::new(&root, ids.user).part(part)?;
     show_user(&plan.user, &below, ids.user, &plan.directory).part("user")?;
     if let Some(workspace) = &plan.workspace {
@@ -63,7 +66,8 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<(), Failur
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).part(part)?;
-    rustix::process::chdir("/").part(part)
+    rustix::process::chdir("/").part(part)?;
+    Ok(read_only)
 }
 
 pub(super) fn tmpfs(target: &Path, ids: &Ids, mode: u32, bytes: u64, files: u64) -> io::Result<()> {
@@ -73,29 +77,32 @@ pub(super) fn tmpfs(target: &Path, ids: &Ids, mode: u32, bytes: u64, files: u64)
 }
 
 /// What a sandbox has for itself in memory.
-const PRIVATE: &[(&str, u32)] =
-    &[("tmp", 0o1777), ("home", 0o755), ("root", 0o700), ("run", 0o755), ("var", 0o755), ("dev/shm", 0o1777)];
+const PRIVATE: &[(&str, u32)] = &[("tmp", 0o1777), ("run", 0o755), ("dev/shm", 0o1777)];
 /// A file takes about a kilobyte of the kernel's memory, however small it is: all of them less than a part of what the
 /// sandbox may have.
 const MEMORY_FOR_EACH_FILE: u64 = 8192;
 
 /// Makes the private directories in one file system, so that they are bounded together: when they are full there is no
 /// space, and enough memory is left for those who see that.
-fn build_private(root: &Path, plan: &Plan, ids: &Ids) -> io::Result<()> {
-    build_dev(root, ids)?;
+fn build_private(root: &Path, plan: &Plan, ids: &Ids, with_homes: bool) -> io::Result<()> {
+    build_dev(root, plan, ids)?;
     let private = root.join("private");
     fs::create_dir(&private)?;
     let bounds = &plan.bounds;
     let files = (bounds.memory_bytes / MEMORY_FOR_EACH_FILE).clamp(1024, 1_000_000);
     tmpfs(&private, ids, 0o755, bounds.private_bytes(), files)?;
-    for (name, mode) in PRIVATE {
+    let homes = if with_homes { OWN } else { &[] };
+    for (name, mode) in PRIVATE.iter().chain(homes) {
         let (source, target) = (private.join(name.replace('/', "-")), root.join(name));
         fs::create_dir(&source)?;
         fs::set_permissions(&source, fs::Permissions::from_mode(*mode))?;
         chown(&source, Some(ids.root), Some(ids.root))?;
-        fs::create_dir(&target)?;
+        make_directory(&target)?;
         rustix::mount::mount_bind(&source, &target)?;
         sys::harden_mount(&target, false)?;
+    }
+    if let Some(bytes) = bounds.shm_bytes {
+        tmpfs(&root.join("dev/shm"), ids, 0o1777, bytes, files)?;
     }
     // What is in it stays, by the mounts of its parts.
     rustix::mount::unmount(&private, UnmountFlags::DETACH)?;
@@ -103,10 +110,10 @@ fn build_private(root: &Path, plan: &Plan, ids: &Ids) -> io::Result<()> {
 }
 
 /// Shows a file or a directory of the host, read-only; a symlink is made again, what is missing is left out.
-fn show(source: &Path, target: &Path) -> io::Result<()> {
+pub(super) fn show(source: &Path, target: &Path) -> io::Result<()> {
     let Ok(metadata) = fs::symlink_metadata(source) else { return Ok(()) };
     if metadata.is_symlink() {
-        return symlink(fs::read_link(source)?, target);
+        return if target.is_symlink() { Ok(()) } else { symlink(fs::read_link(source)?, target) };
     }
     make_target(&metadata, target)?;
     bind(source, target, true)
@@ -126,7 +133,7 @@ pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<
 }
 
 /// Brings sandboxd and the directory of its socket in.
-fn build_house(plan: &Plan, root: &Path, memory_events: Option<&Path>) -> Result<(), Failure> {
+fn build_house(plan: &Plan, root: &Path, memory_events: Option<&Path>, is_writable: bool) -> Result<(), Failure> {
     let house = root.join(HOUSE);
     let program = house.join("sandboxd");
     make_directory(&house).part("sandboxd")?;
@@ -136,6 +143,12 @@ fn build_house(plan: &Plan, root: &Path, memory_events: Option<&Path>) -> Result
         let target = house.join(MEMORY_EVENTS);
         File::create(&target).part("cgroup")?;
         bind(events, &target, true).part("cgroup")?;
+    }
+    if is_writable {
+        // sandboxd counts what is in the layers.
+        let counted = house.join(DISK);
+        make_directory(&counted).part("writable system")?;
+        bind(&plan.directory.join("system"), &counted, true).part("writable system")?;
     }
     Ok(())
 }
