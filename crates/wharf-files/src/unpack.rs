@@ -1,0 +1,171 @@
+//! A tar stream as a tree.
+
+use std::{
+    cell::Cell,
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use tar::{Archive, EntryType};
+
+use crate::{Bounds, Tree, TreeError, Unpacked, relative};
+
+const COPY_BYTES: usize = 256 << 10;
+/// Names and attributes of one member, and padding between two: they are held in memory.
+const MOST_BETWEEN_MEMBERS: u64 = 2 << 20;
+
+/// Unpacks a tar stream below `destination`, which is made if it is missing. Modes (permission bits alone) and times are
+/// the archive's, the owner is the caller. Links stay links and are never followed; special files are left out and
+/// named in the result.
+///
+/// The stream is read up to the archive's end, not to its own.
+///
+/// # Errors
+///
+/// [`TreeError::Archive`] for what is no tar or leads out, [`TreeError::TooLarge`] beyond the bounds,
+/// [`TreeError::Stream`] if reading fails. Members before that are left, each one whole.
+pub fn unpack(stream: impl Read, destination: &Path, bounds: Bounds) -> Result<Unpacked, TreeError> {
+    let mut tree = Tree::below(destination, bounds)?;
+    let budget = Rc::new(Cell::new(u64::MAX));
+    let failure = Rc::new(Cell::new(None));
+    let source = Source { inner: stream, failure: failure.clone() };
+    let reader = Budgeted { inner: BufReader::with_capacity(COPY_BYTES, source), left: budget.clone() };
+    let broken = |error: io::Error| match failure.take() {
+        Some(source) => TreeError::Stream(source),
+        None => TreeError::Archive { reason: error.to_string() },
+    };
+    let mut archive = Archive::new(reader);
+    let mut entries = archive.entries().map_err(broken)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        budget.set(MOST_BETWEEN_MEMBERS);
+        let Some(entry) = entries.next() else { break };
+        let mut entry = entry.map_err(broken)?;
+        budget.set(u64::MAX);
+        tree.count_entry()?;
+        let name = entry.path().map_err(broken)?.into_owned();
+        let path = relative(&name).ok_or_else(|| leads_out(&name))?;
+        let mode = entry.header().mode().map_err(broken)?;
+        let modified = modified(&mut entry).map_err(broken)?;
+        match entry.header().entry_type() {
+            EntryType::Directory => tree.directory(&path, Some(mode), modified)?,
+            EntryType::Symlink => tree.symlink(&path, &target_of(&entry)?, modified)?,
+            EntryType::Link => {
+                let target = target_of(&entry)?;
+                let target = relative(&target).ok_or_else(|| leads_out(&target))?;
+                tree.hard_link(&path, &target)?;
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let mut file = tree.file(&path)?;
+                let mut missing = entry.size();
+                loop {
+                    let count = entry.read(&mut buffer).map_err(broken)?;
+                    if count == 0 {
+                        break;
+                    }
+                    tree.count_bytes(count)?;
+                    missing = missing.saturating_sub(count as u64);
+                    file.write_all(&buffer[..count]).map_err(|source| TreeError::System {
+                        action: "unpack",
+                        path: destination.join(&path),
+                        source,
+                    })?;
+                }
+                // The library takes the end of the stream for the end of the file.
+                if missing > 0 {
+                    return Err(TreeError::Archive {
+                        reason: format!("it ends in the middle of `{}`", name.display()),
+                    });
+                }
+                tree.finish_file(&path, file, mode, modified)?;
+            }
+            // Said of the whole archive; what concerns one member the reader has taken in already.
+            EntryType::XGlobalHeader => {}
+            EntryType::Fifo => tree.skip(&path, "a named pipe"),
+            EntryType::Char | EntryType::Block => tree.skip(&path, "a device"),
+            other => {
+                tree.skip(&path, format!("of the unknown kind `{}`", char::from(other.as_byte()).escape_default()))
+            }
+        }
+        // What is left of it does not count as being between members.
+        while entry.read(&mut buffer).map_err(broken)? > 0 {}
+    }
+    tree.finish()
+}
+
+fn target_of<R: Read>(entry: &tar::Entry<'_, R>) -> Result<PathBuf, TreeError> {
+    let target = entry.link_name().map_err(|error| TreeError::Archive { reason: error.to_string() })?;
+    Ok(target.ok_or_else(|| TreeError::Archive { reason: "a link has no target".to_owned() })?.into_owned())
+}
+
+fn leads_out(name: &Path) -> TreeError {
+    TreeError::Archive { reason: format!("the member `{}` leads out of the destination", name.display()) }
+}
+
+/// Seconds and nanoseconds since 1970; the extended header knows parts of a second.
+fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<(i64, u32)>> {
+    let plain = entry.header().mtime()?;
+    for extension in entry.pax_extensions()?.into_iter().flatten() {
+        let extension = extension?;
+        if extension.key_bytes() == b"mtime"
+            && let Some(time) = extension.value().ok().and_then(parse_time)
+        {
+            return Ok(Some(time));
+        }
+    }
+    Ok(i64::try_from(plain).ok().map(|seconds| (seconds, 0)))
+}
+
+fn parse_time(text: &str) -> Option<(i64, u32)> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
+    let (seconds, nanoseconds) = (seconds.parse::<i64>().ok()?, digits.parse().ok()?);
+    // Before 1970 the fraction counts the other way; such files are rare enough to lose it.
+    Some((seconds, if text.starts_with('-') { 0 } else { nanoseconds }))
+}
+
+/// Remembers that it was the stream that failed, and not the archive.
+struct Source<R> {
+    inner: R,
+    failure: Rc<Cell<Option<io::Error>>>,
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).map_err(|error| {
+            let shown = io::Error::new(error.kind(), error.to_string());
+            self.failure.set(Some(error));
+            shown
+        })
+    }
+}
+
+/// Fails once more than `left` is read.
+struct Budgeted<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Budgeted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 {
+            return Err(io::Error::other(format!(
+                "names and attributes of one member take more than {MOST_BETWEEN_MEMBERS} bytes"
+            )));
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.inner.read(&mut buffer[..most])?;
+        if left != u64::MAX {
+            self.left.set(left - count as u64);
+        }
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests;

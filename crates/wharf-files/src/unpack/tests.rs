@@ -1,0 +1,173 @@
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, symlink},
+};
+
+use tar::{Builder, EntryType::*, Header};
+
+use super::*;
+
+const BOUNDS: Bounds = Bounds { bytes: 1 << 20, entries: 100 };
+
+/// An archive with right checksums of whatever members; the library's own way refuses hostile names.
+fn tar_of(members: &[(&str, EntryType, &str)]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for (name, kind, content) in members {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(*kind);
+        header.set_mode(0o6755);
+        let content = if matches!(kind, Symlink | Link) {
+            header.as_old_mut().linkname[..content.len()].copy_from_slice(content.as_bytes());
+            ""
+        } else {
+            content
+        };
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        builder.append(&header, content.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(path).unwrap().map(|it| it.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_hostile_archive_writes_nothing_outside() {
+    for members in [
+        vec![("../evil", Regular, "x")],
+        vec![("/tmp/wharf-evil", Regular, "x")],
+        vec![("a/../../evil", Regular, "x")],
+        vec![("link", Symlink, ".."), ("link/evil", Regular, "x")],
+        vec![("link", Symlink, "/tmp"), ("link/wharf-evil", Regular, "x")],
+        vec![("link", Symlink, "/tmp"), ("link/wharf-evil/sub", Directory, "")],
+        vec![("a", Symlink, "b"), ("b", Symlink, ".."), ("a/evil", Regular, "x")],
+        vec![("d", Directory, ""), ("d/l", Symlink, "../.."), ("d/l/evil", Symlink, "x")],
+        vec![("hard", Link, "/etc/passwd")],
+        vec![("hard", Link, "../secret")],
+        vec![("link", Symlink, ".."), ("hard", Link, "link/secret")],
+        vec![("link", Symlink, ".."), ("link/hard", Link, "x")],
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("inside");
+        fs::write(directory.path().join("secret"), "s").unwrap();
+        let refused = unpack(&tar_of(&members)[..], &inside, BOUNDS);
+        assert!(matches!(refused, Err(TreeError::Archive { .. })), "{members:?}: {refused:?}");
+        assert_eq!(names(directory.path()), ["inside", "secret"], "{members:?}");
+        assert_eq!(fs::metadata(directory.path().join("secret")).unwrap().nlink(), 1, "{members:?}");
+    }
+    assert!(!Path::new("/tmp/wharf-evil").exists());
+}
+
+#[test]
+fn a_link_is_replaced_and_not_written_through() {
+    let directory = tempfile::tempdir().unwrap();
+    let (inside, outside) = (directory.path().join("inside"), directory.path().join("outside"));
+    fs::create_dir(&inside).unwrap();
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("kept"), "kept").unwrap();
+    symlink(outside.join("kept"), inside.join("file")).unwrap();
+    symlink(&outside, inside.join("dir")).unwrap();
+    unpack(&tar_of(&[("file", Regular, "new")])[..], &inside, BOUNDS).unwrap();
+    assert_eq!(fs::read(inside.join("file")).unwrap(), b"new");
+    for member in [("dir/evil", Regular, "x"), ("dir", Directory, "")] {
+        let refused = unpack(&tar_of(&[member])[..], &inside, BOUNDS).unwrap_err();
+        assert!(refused.to_string().contains("through a symlink"), "{refused}");
+    }
+    assert_eq!(names(&outside), ["kept"]);
+    assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
+}
+
+#[test]
+fn links_are_made_as_they_are_and_never_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let members = [("python", Symlink, "/usr/bin/python3"), ("up", Symlink, "../.."), ("file", Regular, "x")];
+    unpack(&tar_of(&members)[..], directory.path(), BOUNDS).unwrap();
+    unpack(&tar_of(&[("again", Link, "file"), ("again", Link, "file")])[..], directory.path(), BOUNDS).unwrap();
+    assert_eq!(fs::read_link(directory.path().join("python")).unwrap(), Path::new("/usr/bin/python3"));
+    assert_eq!(fs::read_link(directory.path().join("up")).unwrap(), Path::new("../.."));
+    assert_eq!(fs::metadata(directory.path().join("file")).unwrap().nlink(), 2);
+    assert_eq!(names(directory.path()), ["again", "file", "python", "up"]);
+}
+
+#[test]
+fn devices_and_pipes_are_left_out_and_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let members = [("device", Char, ""), ("block", Block, ""), ("pipe", Fifo, ""), ("odd", EntryType::new(b'Z'), "zz")];
+    let members: Vec<_> = members.into_iter().chain([("file", Regular, "x")]).collect();
+    let done = unpack(&tar_of(&members)[..], directory.path(), BOUNDS).unwrap();
+    assert_eq!(names(directory.path()), ["file"]);
+    let left_out: Vec<_> = done.skipped.iter().map(|skipped| skipped.path.display().to_string()).collect();
+    assert_eq!((left_out, done.skipped_count), (["device", "block", "pipe", "odd"].map(String::from).into(), 4));
+}
+
+#[test]
+fn nothing_that_is_unpacked_runs_as_its_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    unpack(&tar_of(&[("program", Regular, "x"), ("dir", Directory, "")])[..], directory.path(), BOUNDS).unwrap();
+    let mode = |name: &str| fs::metadata(directory.path().join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("program"), mode("dir")), (0o755, 0o755));
+}
+
+#[test]
+fn a_stream_that_breaks_leaves_the_old_file_and_no_half_of_a_new_one() {
+    struct Broken<'a>(&'a [u8]);
+    impl Read for Broken<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer) {
+                Ok(0) => Err(io::ErrorKind::ConnectionReset.into()),
+                read => read,
+            }
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("old"), "old").unwrap();
+    for name in ["old", "new"] {
+        let archive = tar_of(&[("whole", Regular, "x"), (name, Regular, &"n".repeat(3000))]);
+        let refused = unpack(Broken(&archive[..3072]), directory.path(), BOUNDS);
+        assert!(matches!(refused, Err(TreeError::Stream(_))), "{refused:?}");
+        // The same without an error of the stream: it only ends.
+        let refused = unpack(&archive[..3072], directory.path(), BOUNDS);
+        assert!(matches!(refused, Err(TreeError::Archive { .. })), "{refused:?}");
+        assert_eq!(names(directory.path()), ["old", "whole"]);
+        assert_eq!(fs::read(directory.path().join("old")).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn an_archive_is_bounded_in_bytes_entries_and_the_length_of_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let many: Vec<_> = (0..101).map(|number| format!("f{number}")).collect();
+    let many: Vec<_> = many.iter().map(|name| (name.as_str(), Regular, "")).collect();
+    let refused = unpack(&tar_of(&many)[..], directory.path(), BOUNDS);
+    assert!(matches!(refused, Err(TreeError::TooLarge { limit: 100, .. })), "{refused:?}");
+    let long = "x".repeat((1 << 20) + 1);
+    let refused = unpack(&tar_of(&[("long", Regular, &long)])[..], directory.path(), BOUNDS);
+    assert!(matches!(refused, Err(TreeError::TooLarge { limit: 1_048_576, .. })), "{refused:?}");
+    for kind in [GNULongName, GNULongLink, XHeader] {
+        let endless = "x".repeat(3 << 20);
+        let refused = unpack(&tar_of(&[("name", kind, &endless), ("f", Regular, "")])[..], directory.path(), BOUNDS);
+        assert!(refused.unwrap_err().to_string().contains("2097152 bytes"), "{kind:?}");
+    }
+}
+
+#[test]
+fn times_are_read_as_the_extended_header_writes_them() {
+    for (text, expected) in [
+        ("1600000000.123456789", Some((1_600_000_000, 123_456_789))),
+        ("1600000000.5", Some((1_600_000_000, 500_000_000))),
+        ("1600000000.1234567891", Some((1_600_000_000, 123_456_789))),
+        ("1600000000", Some((1_600_000_000, 0))),
+        ("-5.5", Some((-5, 0))),
+        ("1.-5", None),
+        ("", None),
+        ("soon", None),
+    ] {
+        assert_eq!(parse_time(text), expected, "{text}");
+    }
+}
