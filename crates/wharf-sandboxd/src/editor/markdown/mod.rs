@@ -17,6 +17,10 @@ use super::python::is_space;
 ///
 /// A sentence that says what could not be read.
 pub fn convert(suffix: &str, bytes: &[u8]) -> Result<String, String> {
+    if bytes.is_empty() {
+        // The original's words, of every suffix: it guesses the kind from the content first.
+        return Err("Input was empty".to_owned());
+    }
     let converted = match suffix {
         "docx" => docx::convert(bytes),
         "xlsx" => xlsx::convert(bytes),
@@ -76,6 +80,13 @@ mod tests {
     #[track_caller]
     fn check(suffix: &str, parts: &[(&str, &str)], expected: &Expect) {
         expected.assert_eq(&convert(suffix, &package(parts)).unwrap());
+    }
+
+    #[test]
+    fn an_empty_file_is_refused_in_the_words_of_the_original() {
+        for suffix in ["docx", "xlsx", "pptx", "pdf", "mp3", "wav", "m4a", "flac"] {
+            assert_eq!(convert(suffix, b""), Err("Input was empty".to_owned()), "{suffix}");
+        }
     }
 
     #[test]
