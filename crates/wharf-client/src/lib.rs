@@ -30,7 +30,7 @@ use self::{
 };
 pub use self::{
     error::{ClientError, ErrorKind},
-    files::Files,
+    files::{Files, Like},
     handle::{Exec, Session},
     output::{Input, Output},
     route::{Connection, Dial, Route, RouteStream},
@@ -221,6 +221,13 @@ impl Sandbox {
             request = request.header(header::CONTENT_TYPE, media_type);
         }
         let request = request.body(body).map_err(|error| ClientError::Request { reason: error.to_string() })?;
+        self.connections.send(request, Carries::Calls, patience).await
+    }
+
+    /// Asks for an answer that ends with trailers.
+    pub(crate) async fn send_for_trailers(&self, path: &str, patience: Duration) -> Result<Answer, ClientError> {
+        let request = self.request(Method::GET, path).header(header::TE, "trailers").body(empty());
+        let request = request.map_err(|error| ClientError::Request { reason: error.to_string() })?;
         self.connections.send(request, Carries::Calls, patience).await
     }
 

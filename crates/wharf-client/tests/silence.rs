@@ -21,7 +21,7 @@ use tokio_tungstenite::{
         handshake::server::{Request, Response},
     },
 };
-use wharf_client::{Dial, ErrorKind, Output, Route, RouteStream, Sandbox};
+use wharf_client::{Dial, ErrorKind, Like, Output, Route, RouteStream, Sandbox};
 use wharf_protocol::{ByteOffset, ExecRequest, Frame, RunRequest, Secret, SessionRequest, Stream};
 use wharf_sandboxd::http::native;
 
@@ -372,7 +372,7 @@ async fn check_long_calls(answer: Option<&'static [u8]>, expected: Result<(), Er
     let session = sandbox.find_session("s".parse().unwrap());
     let ran = async { session.run(&request).await.map(drop) };
     let files = sandbox.files();
-    let written = async { files.write("/f", None, &b"x"[..]).await.map(drop) };
+    let written = async { files.write("/f", Like::default(), &b"x"[..]).await.map(drop) };
     let (ran, written) = timeout(LONG, async { tokio::join!(ran, written) }).await.expect("they end");
     for ended in [ran, written] {
         assert_eq!(ended.as_ref().map(drop).map_err(|error| error.kind()), expected, "{ended:?}");
@@ -409,7 +409,7 @@ async fn an_upload_goes_on_while_the_sandbox_takes_some_of_it() {
         (upload, lines)
     };
     let files = sandbox.files();
-    let written = files.write("/f", None, tokio::io::repeat(0).take(4 << 20));
+    let written = files.write("/f", Like::default(), tokio::io::repeat(0).take(4 << 20));
     let (written, _) = timeout(LONG, async { tokio::join!(written, server) }).await.expect("it ends");
     assert_eq!(written.unwrap_err().kind(), ErrorKind::BadAnswer, "what the server says in the end");
 }

@@ -16,7 +16,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::Notify,
 };
-use wharf_client::{ErrorKind, Exec, Route, Sandbox};
+use wharf_client::{ErrorKind, Exec, Like, Route, Sandbox};
 use wharf_protocol::{
     CommandOutcome, ExecRequest, ExecState, Frame, OnDisconnect, ProblemKind, RunRequest, Secret, SessionRequest,
     WhenFull,
@@ -265,7 +265,11 @@ async fn files_go_there_and_back_and_a_session_sees_them() {
     let server = Server::start().await;
     let (sandbox, path) = (server.sandbox(), server.home.path().join("d/file").display().to_string());
     let content: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
-    sandbox.files().write(&path, Some(0o640), std::io::Cursor::new(content.clone())).await.unwrap();
+    sandbox
+        .files()
+        .write(&path, Like { mode: Some(0o640), modified_at: None }, std::io::Cursor::new(content.clone()))
+        .await
+        .unwrap();
     assert_eq!(sandbox.files().stat(&path).await.unwrap().size, content.len() as u64);
     let mut back = Vec::new();
     sandbox.files().read(&path, &mut back).await.unwrap();

@@ -71,6 +71,33 @@ pub struct UploadResult {
     pub files: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// What of an archive was left out.
+    #[serde(default, skip_serializing_if = "Skipped::is_empty")]
+    pub skipped: Skipped,
+}
+
+/// What was left out of an archive: special files, and what could not be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Skipped {
+    pub count: u64,
+    /// The first of them.
+    pub files: Vec<SkippedFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SkippedFile {
+    /// Within the archive. Bytes that are not UTF-8 are replaced.
+    pub path: String,
+    pub reason: String,
+}
+
+impl Skipped {
+    /// The trailer of an archive's download that holds this as percent-encoded JSON, for clients that say `TE: trailers`.
+    pub const TRAILER: &str = "wharf-skipped";
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// Looks for files by name, or for lines by content.
@@ -110,6 +137,9 @@ pub struct SearchMatch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SearchResult {
     pub matches: Vec<SearchMatch>,
-    /// Whether there were more than the limit.
+    /// Whether there were more than the limit, or more than 16 MiB of them.
     pub truncated: bool,
+    /// Files that were not searched to their end: they cannot be read, or a line of them is longer than 8 MiB.
+    #[serde(default)]
+    pub unsearched: u64,
 }

@@ -21,7 +21,7 @@ pub use bind::{BindRequest, DigestError, Environment, Limits, Secret, SecretDige
 pub use exec::{ExecInfo, ExecRequest, ExecState, ResizeRequest, SignalName, SignalRequest, TerminalSize, WhenFull};
 pub use files::{
     ArchiveFormat, DirectoryListing, FileKind, FileStat, MakeDirectoryRequest, MoveRequest, SearchMatch, SearchRequest,
-    SearchResult, UploadResult,
+    SearchResult, Skipped, SkippedFile, UploadResult,
 };
 pub use frame::{Frame, FrameError, INPUT_WINDOW_BYTES, Stream};
 pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxId, SandboxName, SessionId};

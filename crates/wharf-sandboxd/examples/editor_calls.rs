@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use wharf_sandboxd::dialect::openhands::default_files::{self, Reply};
 use wharf_sandboxd::editor::Editor;
+use wharf_sandboxd::files::rights::Rights;
 
 fn main() -> anyhow::Result<()> {
     let cwd = std::env::current_dir().context("no working directory")?;
@@ -23,7 +24,7 @@ fn answer(action: &Value, cwd: &Path, editor: &Editor) -> anyhow::Result<Value> 
     let args = action["args"].clone();
     let reply = match action["action"].as_str() {
         Some("read") => default_files::read(&serde_json::from_value(args)?, cwd, editor),
-        Some("write") => default_files::write(&serde_json::from_value(args)?, cwd, 0),
+        Some("write") => default_files::write(&serde_json::from_value(args)?, cwd, 0, &Rights::own()),
         Some("edit") => default_files::edit(&serde_json::from_value(args)?, editor),
         other => bail!("no action `{other:?}`"),
     };

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use wharf_sandboxd::dialect::openhands::default_files::{self, Reply};
 use wharf_sandboxd::editor::Editor;
+use wharf_sandboxd::files::rights::Rights;
 
 /// The answers that differ from the recordings on purpose: what they contain instead, and why. What the recorded shell
 /// commands showed of the disk is asserted at the end of the test: CRLF and mode survive an edit, which they did not.
@@ -109,7 +110,12 @@ impl Disk {
         let args: Value = serde_json::from_str(&self.here(&action["args"].to_string())).unwrap();
         let reply = match action["action"].as_str().unwrap() {
             "read" => default_files::read(&serde_json::from_value(args).unwrap(), &self.cwd, &self.editor),
-            "write" => default_files::write(&serde_json::from_value(args).unwrap(), &self.cwd, self.new_file_id()),
+            "write" => default_files::write(
+                &serde_json::from_value(args).unwrap(),
+                &self.cwd,
+                self.new_file_id(),
+                &Rights::own(),
+            ),
             "edit" => default_files::edit(&serde_json::from_value(args).unwrap(), &self.editor),
             _ => {
                 if let Some(directory) = args["command"].as_str().and_then(|command| command.strip_prefix("cd ")) {

@@ -1,11 +1,12 @@
 //! Reading and replacing whole files, with the errors that Python would show.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use wharf_files::{NewFile, ReplaceError, Wanted};
 
 use super::python::repr_str;
 
@@ -25,60 +26,25 @@ pub(crate) fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Replaces the content of an existing file, or creates it. Links are followed; mode and owner stay.
+/// Replaces the content of an existing file, or creates it. Links are followed; mode, owner and hard links stay.
 ///
-/// A reader sees the old content or the new one, never a part: the new content is written beside the file and renamed.
-/// Where that cannot keep mode, owner and hard links, the file is written in place.
+/// A reader sees the old content or the new one, and so does everybody if this fails: see [`NewFile`]. A device or a pipe
+/// is written to, as nothing of it can be lost; one without a reader is not waited for.
 ///
 /// # Errors
 ///
-/// Those of writing in place.
+/// Those of the operating system; the old content is there.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match replace_by_rename(&target, content) {
-        Ok(()) => Ok(()),
-        Err(_) => OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?
-            .write_all(content),
-    }
-}
-
-fn replace_by_rename(target: &Path, content: &[u8]) -> io::Result<()> {
-    let before = fs::metadata(target)?;
-    // Renaming needs no right to write the file itself, so that right is asked for here.
-    let writable = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(target)?;
-    if !before.is_file() || before.nlink() > 1 {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    drop(writable);
-    let (file, temporary) = create_beside(target)?;
-    let result = fill(file, &before, content).and_then(|()| fs::rename(&temporary, target));
-    if result.is_err() {
-        // The error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-fn fill(mut file: File, like: &fs::Metadata, content: &[u8]) -> io::Result<()> {
-    let own = file.metadata()?;
-    if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-        std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
-    }
+    let mut file = match NewFile::create(path, Wanted::default()) {
+        Ok(file) => file,
+        Err(ReplaceError::Special) => {
+            let mut special = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+            return special.write_all(content);
+        }
+        Err(error) => return Err(error.into_io()),
+    };
     file.write_all(content)?;
-    file.set_permissions(Permissions::from_mode(like.mode() & 0o7777))
-}
-
-fn create_beside(target: &Path) -> io::Result<(File, PathBuf)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let temporary = target.with_file_name(format!(".wharf-edit-{}-{number}", std::process::id()));
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    Ok((file, temporary))
+    file.commit().map_err(ReplaceError::into_io)
 }
 
 /// `str(OSError)`: `[Errno 2] No such file or directory: '/x'`; without the path where Python has none.
@@ -122,7 +88,9 @@ fn error_text(error: &io::Error, code: i32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::PathBuf;
 
     use super::*;
 

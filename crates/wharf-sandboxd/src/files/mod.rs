@@ -1,24 +1,25 @@
 //! Files of the sandbox: paths, single files, directories; `archive` and `search` are beside this.
 //!
-//! Everything here is synchronous and does no more than its caller may: sandboxd stands inside the sandbox, so the walls
-//! are around both. What must not happen is that a hostile archive or a racing symlink makes sandboxd, which may be
-//! root there, write where the caller did not say.
+//! Everything here is synchronous and acts with the rights of its thread, which `rights` makes those of the sandbox's
+//! user. How a file is replaced and a tree unpacked is `wharf-files`'.
 
 pub mod archive;
+pub mod rights;
 pub mod search;
+pub mod stream;
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Component, Path, PathBuf},
     time::SystemTime,
 };
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, RenameFlags};
+pub use wharf_files::{Bounds, NewFile, Unpacked, Wanted};
+use wharf_files::{ReplaceError, TreeError};
 use wharf_protocol::{DirectoryListing, FileKind, FileStat, Problem, ProblemKind};
-
-use crate::core::random_hex;
 
 const LONGEST_PATH: usize = 4096;
 /// Entries of one listing.
@@ -51,6 +52,10 @@ pub enum FilesError {
     Pattern { field: &'static str, value: String, reason: String },
     #[error("the upload ended before its end")]
     Interrupted,
+    #[error("could not act as the sandbox's user: {0}")]
+    Rights(#[source] io::Error),
+    #[error("could not write `{path}`: {source}", path = path.display())]
+    Replace { path: PathBuf, source: ReplaceError },
 }
 
 impl From<FilesError> for Problem {
@@ -65,7 +70,9 @@ impl From<FilesError> for Problem {
             | FilesError::NotDirectory { .. }
             | FilesError::NotEmpty { .. }
             | FilesError::Special { .. } => Self::new(ProblemKind::Conflict, detail),
-            FilesError::System { .. } => Self::new(ProblemKind::OperatingSystem, detail),
+            FilesError::System { .. } | FilesError::Rights(_) | FilesError::Replace { .. } => {
+                Self::new(ProblemKind::OperatingSystem, detail)
+            }
             FilesError::Archive { .. } | FilesError::Interrupted => Self::new(ProblemKind::InvalidRequest, detail),
             FilesError::TooLarge { .. } => Self::new(ProblemKind::TooLarge, detail),
         }
@@ -85,28 +92,25 @@ impl FilesError {
             _ => Self::System { action, path, source },
         }
     }
-}
 
-/// Whom new files belong to, when sandboxd may give them away.
-#[derive(Debug, Clone, Copy)]
-pub struct Owner {
-    pub uid: u32,
-    pub gid: u32,
-}
-
-impl Owner {
-    fn give(self, file: &File) -> io::Result<()> {
-        if rustix::process::geteuid().is_root() && self.uid != 0 {
-            std::os::unix::fs::fchown(file, Some(self.uid), Some(self.gid))?;
+    /// Why `path` could not be written.
+    pub(crate) fn replace(path: &Path, error: ReplaceError) -> Self {
+        match error {
+            ReplaceError::Special => Self::Special { path: path.to_owned() },
+            ReplaceError::System(source) => Self::system("write", path, source),
+            source => Self::Replace { path: path.to_owned(), source },
         }
-        Ok(())
     }
+}
 
-    fn give_path(self, path: &Path) -> io::Result<()> {
-        if rustix::process::geteuid().is_root() && self.uid != 0 {
-            chown(path, Some(self.uid), Some(self.gid))?;
+impl From<TreeError> for FilesError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Archive { reason } => Self::Archive { reason },
+            TreeError::TooLarge { limit, what } => Self::TooLarge { limit, what },
+            TreeError::System { action, path, source } => Self::system(action, &path, source),
+            TreeError::Stream(_) => Self::Interrupted,
         }
-        Ok(())
     }
 }
 
@@ -142,97 +146,14 @@ pub fn open(path: &Path) -> Result<(File, u64), FilesError> {
     Ok((file, metadata.len()))
 }
 
-/// A file being written: beside its final place, and put there in one step by [`NewFile::commit`]. Dropped without
-/// that, nothing is left.
-#[derive(Debug)]
-pub struct NewFile {
-    file: File,
-    temporary: PathBuf,
-    target: PathBuf,
-    committed: bool,
-}
-
-impl NewFile {
-    /// Begins to write `path`. An existing file keeps its mode and owner, a symlink is followed to its file.
-    ///
-    /// # Errors
-    ///
-    /// As the operating system says; [`FilesError::IsDirectory`] and [`FilesError::Special`] for what is no file.
-    pub fn create(path: &Path, mode: Option<u32>, parents: bool, owner: Owner) -> Result<Self, FilesError> {
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let existing = match fs::metadata(&target) {
-            Ok(metadata) if metadata.is_dir() => return Err(FilesError::IsDirectory { path: path.to_owned() }),
-            Ok(metadata) if !metadata.is_file() => return Err(FilesError::Special { path: path.to_owned() }),
-            Ok(metadata) => Some(metadata),
-            Err(_) => None,
-        };
-        let directory = target.parent().unwrap_or(Path::new("/"));
-        if parents {
-            make_directories(directory, owner)?;
-        }
-        let temporary = directory.join(format!(".wharf-{}", random_hex(8)));
-        let system = |source| FilesError::system("write", path, source);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(system)?;
-        let new = Self { file, temporary, target, committed: false };
-        new.dress(mode, existing.as_ref(), owner).map_err(system)?;
-        Ok(new)
-    }
-
-    fn dress(&self, mode: Option<u32>, existing: Option<&Metadata>, owner: Owner) -> io::Result<()> {
-        match existing {
-            Some(old) => {
-                let ours = self.file.metadata()?;
-                if (old.uid(), old.gid()) != (ours.uid(), ours.gid()) {
-                    std::os::unix::fs::fchown(&self.file, Some(old.uid()), Some(old.gid()))?;
-                }
-            }
-            None => owner.give(&self.file)?,
-        }
-        let mode = mode.or(existing.map(|old| old.mode())).unwrap_or(0o644) & 0o7777;
-        self.file.set_permissions(fs::Permissions::from_mode(mode))
-    }
-
-    /// Puts the file in its place, replacing what was there.
-    ///
-    /// # Errors
-    ///
-    /// As the operating system says; then the old file stays as it was.
-    pub fn commit(mut self) -> Result<(), FilesError> {
-        self.file
-            .flush()
-            .and_then(|()| fs::rename(&self.temporary, &self.target))
-            .map_err(|source| FilesError::system("write", &self.target, source))?;
-        self.committed = true;
-        Ok(())
-    }
-}
-
-impl Write for NewFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if !self.committed {
-            // Nobody can do more about a file that cannot be removed.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// Describes one path; a symlink itself, not what it points to.
+/// Describes one path; a symlink itself, or with `follow` what it points to.
 ///
 /// # Errors
 ///
 /// As the operating system says.
-pub fn stat(path: &Path) -> Result<FileStat, FilesError> {
-    let metadata = fs::symlink_metadata(path).map_err(|source| FilesError::system("look at", path, source))?;
+pub fn stat(path: &Path, follow: bool) -> Result<FileStat, FilesError> {
+    let metadata = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    let metadata = metadata.map_err(|source| FilesError::system("look at", path, source))?;
     Ok(described(path.display().to_string(), path, &metadata))
 }
 
@@ -290,27 +211,11 @@ pub fn list(path: &Path) -> Result<DirectoryListing, FilesError> {
 /// # Errors
 ///
 /// As the operating system says; [`FilesError::NotDirectory`] if something else is there.
-pub fn make_directory(path: &Path, mode: Option<u32>, owner: Owner) -> Result<(), FilesError> {
-    make_directories(path, owner)?;
+pub fn make_directory(path: &Path, mode: Option<u32>) -> Result<(), FilesError> {
+    wharf_files::make_directories(path).map_err(|source| FilesError::system("make", path, source))?;
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
             .map_err(|source| FilesError::system("change", path, source))?;
-    }
-    Ok(())
-}
-
-fn make_directories(path: &Path, owner: Owner) -> Result<(), FilesError> {
-    let mut made = PathBuf::new();
-    for component in path.components() {
-        made.push(component);
-        match fs::create_dir(&made) {
-            Ok(()) => owner.give_path(&made).map_err(|source| FilesError::system("give away", &made, source))?,
-            Err(error) if made.is_dir() => drop(error),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(FilesError::NotDirectory { path: made });
-            }
-            Err(source) => return Err(FilesError::system("make", &made, source)),
-        }
     }
     Ok(())
 }
@@ -319,13 +224,13 @@ fn make_directories(path: &Path, owner: Owner) -> Result<(), FilesError> {
 ///
 /// # Errors
 ///
-/// [`FilesError::Exists`] if something is at `to` and `overwrite` is not said; else as the operating system says. Between
-/// file systems a failure may leave both.
+/// [`FilesError::Exists`] if something is at `to` and `overwrite` is not said; else as the operating system says. Then
+/// nothing is at `to` that was not there before; between file systems `from` may have been removed in part.
 pub fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<(), FilesError> {
     let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
     match rustix::fs::renameat_with(CWD, from, CWD, to, flags) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::XDEV) => move_by_copy(from, to, overwrite),
+        Err(rustix::io::Errno::XDEV) => move_by_copy(from, to, flags),
         // Not every file system knows the flag.
         Err(rustix::io::Errno::INVAL) if !overwrite && fs::symlink_metadata(to).is_err() => {
             fs::rename(from, to).map_err(|source| FilesError::system("move", from, source))
@@ -335,32 +240,53 @@ pub fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<(), FilesError>
     }
 }
 
-fn move_by_copy(from: &Path, to: &Path, overwrite: bool) -> Result<(), FilesError> {
-    if !overwrite && fs::symlink_metadata(to).is_ok() {
+/// Copies beside `to` and renames once the copy is whole.
+fn move_by_copy(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), FilesError> {
+    if flags.contains(RenameFlags::NOREPLACE) && fs::symlink_metadata(to).is_ok() {
         return Err(FilesError::Exists { path: to.to_owned() });
     }
     let metadata = fs::symlink_metadata(from).map_err(|source| FilesError::system("move", from, source))?;
-    copy(from, to, &metadata).map_err(|source| FilesError::system("move", to, source))?;
+    let temporary = to.with_file_name(wharf_files::random_name());
+    let renamed = copy(from, &temporary, &metadata).and_then(|()| {
+        rustix::fs::renameat_with(CWD, &temporary, CWD, to, flags)
+            .map_err(|error| FilesError::system("move", to, error.into()))
+    });
+    if let Err(error) = renamed {
+        // The first error is the one that matters.
+        let _ = remove(&temporary, true);
+        return Err(error);
+    }
     remove(from, true)
 }
 
-fn copy(from: &Path, to: &Path, metadata: &Metadata) -> io::Result<()> {
+fn copy(from: &Path, to: &Path, metadata: &Metadata) -> Result<(), FilesError> {
+    let system = |source| FilesError::system("move", from, source);
     if metadata.is_symlink() {
-        std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
+        fs::read_link(from).and_then(|target| std::os::unix::fs::symlink(target, to)).map_err(system)?;
     } else if metadata.is_dir() {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy(&entry.path(), &to.join(entry.file_name()), &entry.metadata()?)?;
+        fs::create_dir(to).map_err(system)?;
+        for entry in fs::read_dir(from).map_err(system)? {
+            let entry = entry.map_err(system)?;
+            copy(&entry.path(), &to.join(entry.file_name()), &entry.metadata().map_err(system)?)?;
         }
-        fs::set_permissions(to, metadata.permissions())?;
+    } else if metadata.is_file() {
+        let (mut source, _) = open(from)?;
+        let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(system)?;
+        io::copy(&mut source, &mut target).map_err(system)?;
     } else {
-        fs::copy(from, to)?;
+        return Err(FilesError::Special { path: from.to_owned() });
     }
-    if rustix::process::geteuid().is_root() {
-        std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    match std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid())) {
+        // As with mv(1): who may not give files away keeps them.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        given => given.map_err(system)?,
     }
-    Ok(())
+    if !metadata.is_symlink() {
+        fs::set_permissions(to, metadata.permissions()).map_err(system)?;
+    }
+    let modified = rustix::fs::Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() };
+    let times = rustix::fs::Timestamps { last_access: modified, last_modification: modified };
+    rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| system(error.into()))
 }
 
 /// Removes a file, a symlink itself, or a directory; a directory that is not empty only if `recursive`.

@@ -1,6 +1,7 @@
 //! Looking for files by name and for lines by content, with ripgrep's engine.
 
 use std::{
+    io,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -17,6 +18,10 @@ const DEFAULT_LIMIT: usize = 1000;
 const LARGEST_LIMIT: u32 = 100_000;
 const LONGEST_LINE: usize = 1000;
 const PATTERN_BYTES: usize = 10 << 20;
+/// What is held of a file, and with it its longest line.
+const HEAP_BYTES: usize = 8 << 20;
+/// What all matches of one answer take.
+const RESULT_BYTES: usize = 16 << 20;
 
 /// Searches below a directory until `cancelled`. Results come in the order of the walk, sorted by name.
 ///
@@ -38,16 +43,19 @@ pub fn search(request: &SearchRequest, cancelled: &AtomicBool) -> Result<SearchR
             return Err(FilesError::Pattern { field: "limit", value: limit.to_string(), reason });
         }
     };
-    let mut searcher = SearcherBuilder::new().binary_detection(BinaryDetection::quit(0)).line_number(true).build();
+    let mut searcher = SearcherBuilder::new();
+    searcher.binary_detection(BinaryDetection::quit(0)).line_number(true).heap_limit(Some(HEAP_BYTES));
+    let mut searcher = searcher.build();
     let walk = WalkBuilder::new(&root)
         .standard_filters(!request.all)
         .require_git(false)
         .follow_links(false)
         .sort_by_file_name(std::ffi::OsStr::cmp)
         .build();
-    let mut result = SearchResult { matches: Vec::new(), truncated: false };
+    let mut found =
+        Found { result: SearchResult { matches: Vec::new(), truncated: false, unsearched: 0 }, limit, bytes: 0 };
     for entry in walk.filter_map(Result::ok) {
-        if cancelled.load(Ordering::Relaxed) || result.truncated {
+        if cancelled.load(Ordering::Relaxed) || found.result.truncated {
             break;
         }
         if !entry.file_type().is_some_and(|kind| kind.is_file()) {
@@ -58,11 +66,11 @@ pub fn search(request: &SearchRequest, cancelled: &AtomicBool) -> Result<SearchR
             continue;
         }
         match &pattern {
-            None => push(&mut result, limit, entry.path(), None),
-            Some(pattern) => lines(&mut searcher, pattern, entry.path(), limit, &mut result),
+            None => found.push(entry.path(), None),
+            Some(pattern) => found.lines(&mut searcher, pattern, entry.path()),
         }
     }
-    Ok(result)
+    Ok(found.result)
 }
 
 fn matcher_of(glob: &str) -> Result<GlobMatcher, FilesError> {
@@ -84,26 +92,35 @@ fn regex_of(pattern: &str, case_insensitive: bool) -> Result<RegexMatcher, Files
     })
 }
 
-fn lines(searcher: &mut Searcher, pattern: &RegexMatcher, path: &Path, limit: usize, result: &mut SearchResult) {
-    // A file that cannot be read matches nothing.
-    let _ = searcher.search_path(
-        pattern,
-        path,
-        Lossy(|number, line| {
-            push(result, limit, path, Some((number, line)));
-            Ok(!result.truncated)
-        }),
-    );
+struct Found {
+    result: SearchResult,
+    limit: usize,
+    bytes: usize,
 }
 
-fn push(result: &mut SearchResult, limit: usize, path: &Path, line: Option<(u64, &str)>) {
-    if result.matches.len() == limit {
-        result.truncated = true;
-        return;
+impl Found {
+    fn lines(&mut self, searcher: &mut Searcher, pattern: &RegexMatcher, path: &Path) {
+        let searched = super::open(path).map_err(io::Error::other).and_then(|(file, _)| {
+            let sink = Lossy(|number, line| {
+                self.push(path, Some((number, line)));
+                Ok(!self.result.truncated)
+            });
+            searcher.search_file(pattern, &file, sink)
+        });
+        if searched.is_err() {
+            self.result.unsearched += 1;
+        }
     }
-    result.matches.push(SearchMatch {
-        path: path.display().to_string(),
-        line: line.map(|(number, _)| number),
-        text: line.map(|(_, text)| text.trim_end_matches(['\r', '\n']).chars().take(LONGEST_LINE).collect()),
-    });
+
+    fn push(&mut self, path: &Path, line: Option<(u64, &str)>) {
+        let text: Option<String> =
+            line.map(|(_, text)| text.trim_end_matches(['\r', '\n']).chars().take(LONGEST_LINE).collect());
+        let path = path.display().to_string();
+        self.bytes += path.len() + text.as_ref().map_or(0, String::len);
+        if self.result.matches.len() == self.limit || self.bytes > RESULT_BYTES {
+            self.result.truncated = true;
+            return;
+        }
+        self.result.matches.push(SearchMatch { path, line: line.map(|(number, _)| number), text });
+    }
 }

@@ -92,6 +92,16 @@ pub fn name_of(uid: u32) -> String {
     parse_user(&read(PASSWD), "", |_, found| found == uid).map_or_else(|| uid.to_string(), |user| user.name)
 }
 
+/// The id of a group of the image by name, or of a number.
+pub fn find_group(name_or_gid: &str) -> Option<u32> {
+    let group = read(GROUP);
+    let named = group.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name_or_gid).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    named.or_else(|| name_or_gid.parse().ok())
+}
+
 /// The user, if processes can be started as it: only root can become another.
 ///
 /// # Errors

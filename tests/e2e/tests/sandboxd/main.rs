@@ -14,6 +14,8 @@ use std::{
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
+mod files;
+
 const SECRET: &str = "the-bind-secret-of-a-test";
 const KEY: &str = "the-key-of-a-test";
 

@@ -3,15 +3,15 @@
 //! `edit`, and `read` with `impl_source` `oh_aci`, are the editor's; the rest is the dialect's own way of reading and
 //! writing, whose range quirks and added newline are wire format.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use wharf_files::{NewFile, ReplaceError, Wanted};
 
 use crate::editor::binary::{SAMPLE_BYTES, is_binary};
 use crate::editor::diff::unified_diff;
@@ -19,6 +19,7 @@ use crate::editor::disk;
 use crate::editor::document::universal_newlines;
 use crate::editor::python::{display_path, parse_int};
 use crate::editor::{Editor, Request};
+use crate::files::rights::Rights;
 
 /// The original has no limit; this keeps one answer from filling the sandbox's memory.
 const MAX_READ_BYTES: u64 = 64 * 1024 * 1024;
@@ -127,46 +128,70 @@ pub fn read(args: &ReadArgs, cwd: &Path, editor: &Editor) -> Reply {
 }
 
 /// Answers a `write`. Blocks on the disk. `cwd` is the working directory of the shell; a file that this call creates
-/// gets mode 0664 and `new_file_id` as owner and as group.
-pub fn write(args: &WriteArgs, cwd: &Path, new_file_id: u32) -> Reply {
+/// gets mode 0664 and `new_file_id` as owner and as group. All is done with `rights`, which this thread must not have yet.
+pub fn write(args: &WriteArgs, cwd: &Path, new_file_id: u32, rights: &Rights) -> Reply {
+    match rights.run(|| prepare(args, cwd)) {
+        Err(error) => Reply::Failed { detail: disk::python_error(&error, None) },
+        Ok(Prepared::Done(reply)) => reply,
+        Ok(Prepared::New { path, content }) => match create(&path, &content, new_file_id, rights) {
+            Err(error) => write_error(&error, &path),
+            Ok(Err(error)) => {
+                let (shown, error) = (path.display(), disk::python_error(&error, Some(&path)));
+                let content = format!("File {shown} written, but failed to change ownership and permissions: {error}");
+                Reply::Error { content }
+            }
+            Ok(Ok(())) => written(&path),
+        },
+    }
+}
+
+enum Prepared {
+    Done(Reply),
+    New { path: PathBuf, content: String },
+}
+
+/// Writes a file that exists; says what a new one shall hold.
+fn prepare(args: &WriteArgs, cwd: &Path) -> Prepared {
     let path = resolve(&args.path, cwd);
-    let shown = path.to_string_lossy();
     if let Some(parent) = path.parent()
         && !parent.exists()
         && let Err(error) = fs::create_dir_all(parent)
     {
-        return Reply::Failed { detail: disk::python_error(&error, Some(parent)) };
+        return Prepared::Done(Reply::Failed { detail: disk::python_error(&error, Some(parent)) });
     }
-    let exists = path.exists();
+    if path.exists() {
+        return Prepared::Done(write_into(args, &path));
+    }
+    let content = args.content.split('\n').flat_map(|piece| [piece, "\n"]).collect();
+    Prepared::New { path, content }
+}
+
+fn write_into(args: &WriteArgs, path: &Path) -> Reply {
+    let shown = path.to_string_lossy();
     let (start, end) = (args.start.unwrap_or(0), args.end.unwrap_or(-1));
-    let pieces = args.content.split('\n');
-    let written = if exists {
-        let old = match read_limited(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => return write_error(&error, &path),
-        };
-        if old.len() as u64 > MAX_READ_BYTES {
-            return Reply::Error {
-                content: format!("File {shown} is too large to be written in part (more than 64MB)."),
-            };
-        }
-        let Ok(old) = String::from_utf8(old) else {
-            return Reply::Error { content: format!("File could not be decoded as utf-8: {shown}") };
-        };
-        disk::replace(&path, insert_lines(pieces, &old, start, end).as_bytes())
-    } else {
-        create(&path, &pieces.flat_map(|piece| [piece, "\n"]).collect::<String>())
+    let old = match read_limited(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return write_error(&error, path),
     };
-    if let Err(error) = written {
-        return write_error(&error, &path);
+    if old.len() as u64 > MAX_READ_BYTES {
+        return Reply::Error { content: format!("File {shown} is too large to be written in part (more than 64MB).") };
     }
-    if !exists && let Err(error) = give(&path, new_file_id) {
-        let error = disk::python_error(&error, Some(&path));
-        return Reply::Error {
-            content: format!("File {shown} written, but failed to change ownership and permissions: {error}"),
-        };
+    let Ok(old) = String::from_utf8(old) else {
+        return Reply::Error { content: format!("File could not be decoded as utf-8: {shown}") };
+    };
+    let content = insert_lines(args.content.split('\n'), &old, start, end);
+    match disk::replace(path, content.as_bytes()) {
+        Ok(()) => written(path),
+        Err(error) => write_error(&error, path),
     }
-    Reply::Observation { observation: "write", content: String::new(), extras: extras(json!({"path": shown})) }
+}
+
+fn written(path: &Path) -> Reply {
+    Reply::Observation {
+        observation: "write",
+        content: String::new(),
+        extras: extras(json!({"path": path.to_string_lossy()})),
+    }
 }
 
 /// Answers an `edit`. Blocks on the disk.
@@ -296,13 +321,18 @@ fn stored_lines(text: &str) -> Vec<&str> {
     lines
 }
 
-fn create(path: &Path, content: &str) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(true).open(path)?.write_all(content.as_bytes())
-}
-
-fn give(path: &Path, id: u32) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o664))?;
-    chown(path, Some(id), Some(id))
+/// Makes a file that belongs to `id`, whoever makes it: the owner is changed on the open file, by sandboxd itself.
+fn create(path: &Path, content: &str, id: u32, rights: &Rights) -> io::Result<Result<(), io::Error>> {
+    let wanted = Wanted { mode: Some(0o664), ..Wanted::default() };
+    let made = rights.run(|| {
+        let mut file = NewFile::create(path, wanted)?;
+        file.write_all(content.as_bytes())?;
+        Ok::<_, ReplaceError>(file)
+    })?;
+    let file = made.map_err(ReplaceError::into_io)?;
+    let given = if file.replaces() { Ok(()) } else { std::os::unix::fs::fchown(file.file(), Some(id), Some(id)) };
+    rights.run(|| file.commit())?.map_err(ReplaceError::into_io)?;
+    Ok(given)
 }
 
 fn read_error(error: &io::Error, path: &Path, cwd: &Path) -> Reply {

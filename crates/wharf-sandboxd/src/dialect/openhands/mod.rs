@@ -11,6 +11,7 @@ pub mod multi_command;
 pub mod python;
 pub mod transfer;
 pub mod viewer;
+mod workspace;
 
 use std::{
     path::{Path, PathBuf},
@@ -42,10 +43,8 @@ use wharf_protocol::Secret;
 use crate::{
     core::{Bound, Core, Identity, random_hex},
     editor::Editor,
-    http::{
-        native::bind as native_bind,
-        server::{self, Connections, Listener},
-    },
+    files::rights::Rights,
+    http::server::{self, Connections, Listener},
     options::OpenHandsOptions,
     process::users,
     session::{SessionError, SessionSettings},
@@ -328,14 +327,19 @@ async fn execute(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: 
             let working_dir = PathBuf::from(state.shell(shell).await?.working_dir());
             let editor = state.editor().await?;
             let owner = state.settings.file_owner;
+            let rights = Rights::of(&state.bound()?.identity.user);
             let kind = action.kind;
             let arguments = Value::Object(action.arguments);
-            let done = tokio::task::spawn_blocking(move || {
-                Ok::<_, String>(match kind {
-                    ActionKind::Read => default_files::read(&arguments_of(arguments)?, &working_dir, &editor),
-                    ActionKind::Write => default_files::write(&arguments_of(arguments)?, &working_dir, owner),
-                    _ => default_files::edit(&arguments_of(arguments)?, &editor),
-                })
+            let done = tokio::task::spawn_blocking(move || match kind {
+                ActionKind::Write => Ok(default_files::write(&arguments_of(arguments)?, &working_dir, owner, &rights)),
+                ActionKind::Read => {
+                    let arguments = arguments_of(arguments)?;
+                    rights.run(|| default_files::read(&arguments, &working_dir, &editor)).map_err(said)
+                }
+                _ => {
+                    let arguments = arguments_of(arguments)?;
+                    rights.run(|| default_files::edit(&arguments, &editor)).map_err(said)
+                }
             });
             let reply = done.await.map_err(|error| Failure::internal(error.to_string()))?.map_err(Failure::Internal)?;
             match reply {
@@ -345,6 +349,10 @@ async fn execute(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: 
             }
         }
     }
+}
+
+fn said(error: std::io::Error) -> String {
+    error.to_string()
 }
 
 /// Typed arguments; an argument of the wrong type is named.
@@ -469,7 +477,7 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Resul
     };
     let user = if switches_user && known.contains(&Some(options.username.clone())) { named.clone() } else { server };
     let shown = working_dir.display();
-    native_bind::ensure_directory(&working_dir, &named)
+    workspace::prepare(&working_dir, &named, variable("SANDBOX_GROUP_ID").as_deref())
         .with_context(|| format!("could not use --working-dir {shown}"))?;
     // The shell gets the server's environment, as in the original, but not the key.
     let ours = |name: &str| {
@@ -493,5 +501,9 @@ pub async fn serve_viewer(core: &Arc<Core>, port: u16) {
         tracing::warn!("no free port for the file viewer");
         return;
     };
-    core.tasks.spawn(server::serve(Listener::Tcp(listener), viewer::router(), Connections::new(core.clone())));
+    core.tasks.spawn(server::serve(
+        Listener::Tcp(listener),
+        viewer::router(core.clone()),
+        Connections::new(core.clone()),
+    ));
 }

@@ -4,7 +4,7 @@
 //! a dangling symlink does not stop a download.
 
 use std::{
-    io::{self, Seek},
+    io::Seek,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
@@ -19,18 +19,18 @@ use axum::{
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio_util::io::{ReaderStream, SyncIoBridge};
+use wharf_files::{NewFile, ReplaceError, Wanted};
 
 use super::{detail, python, unexpected};
 use crate::{
     core::Core,
     files::{
-        self, FilesError, Owner,
-        archive::{self, Bounds, Compression, Unsafe},
+        self, Bounds, FilesError,
+        archive::{self, Compression, Unsafe},
+        rights::Rights,
+        stream::{body_writer, receive},
     },
 };
-
-const PIPE_BYTES: usize = 256 << 10;
 
 pub fn router(core: Arc<Core>) -> Router {
     Router::new()
@@ -72,7 +72,7 @@ async fn upload(State(core): State<Arc<Core>>, request: Request) -> Response {
     loop {
         match form.next_field().await {
             Ok(Some(field)) if field.name() == Some("file") && field.file_name().is_some() => {
-                return receive(&core, &destination, recursive, field).await;
+                return take(&core, &destination, recursive, field).await;
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return no_file(),
@@ -89,18 +89,21 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-async fn receive(core: &Core, destination: &str, recursive: bool, field: Field<'_>) -> Response {
+async fn take(core: &Core, destination: &str, recursive: bool, field: Field<'_>) -> Response {
     let Ok(identity) = core.identity() else { return unexpected() };
     let name = field.file_name().unwrap_or_default().to_owned();
     if files::checked_path(destination).is_err() {
         return caught("400: Destination must be an absolute path");
     }
     let directory = PathBuf::from(destination);
-    if let Err(error) = std::fs::create_dir_all(&directory) {
+    let rights = Rights::of(&identity.user);
+    let made = directory.clone();
+    let made = blocking(&rights, move || wharf_files::make_directories(&made).map(drop)).await;
+    match made {
+        Err(text) => return caught(&text),
         // Python's `makedirs` accepts an existing file here, and opening below it fails.
-        if error.kind() != io::ErrorKind::AlreadyExists {
-            return caught(&python::os_error(&error, &directory));
-        }
+        Ok(Err(error)) if !directory.is_file() => return caught(&python::os_error(&error, &directory)),
+        Ok(_) => {}
     }
     let is_zip = name.ends_with(".zip");
     if recursive && !is_zip {
@@ -112,75 +115,56 @@ async fn receive(core: &Core, destination: &str, recursive: bool, field: Field<'
     if !sound {
         return caught("400: File name must not lead out of the destination");
     }
-    // What the original's server writes belongs to the user that it runs as.
-    let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let target = directory.join(&name);
-    let limit = identity.limits.upload_bytes;
-    let bounds = Bounds { bytes: limit, entries: identity.limits.archive_entries };
-    let stored = if is_zip {
-        store_zip(field, directory, target, owner, bounds).await
-    } else {
-        store(field, target, limit).await
-    };
-    match stored {
+    let bounds = Bounds { bytes: identity.limits.upload_bytes, entries: identity.limits.archive_entries };
+    match store(field, directory, target, is_zip, bounds, &rights).await {
         Ok(()) => Json(json!({ "filename": name, "destination": destination, "recursive": recursive })).into_response(),
         Err(text) => caught(&text),
     }
 }
 
-async fn store(mut field: Field<'_>, target: PathBuf, limit: u64) -> Result<(), String> {
-    let file = std::fs::File::create(&target).map_err(|error| python::os_error(&error, &target))?;
-    copy(&mut field, file, limit, &target).await.map(drop)
-}
-
-/// Spools the zip and unpacks it. A broken one stays behind under its name, as in the original.
-async fn store_zip(
-    mut field: Field<'_>,
+/// Takes an upload in whole before anything is changed; a zip is then unpacked. A broken zip stays behind under its name,
+/// as in the original.
+async fn store(
+    field: Field<'_>,
     directory: PathBuf,
     target: PathBuf,
-    owner: Owner,
+    is_zip: bool,
     bounds: Bounds,
+    rights: &Rights,
 ) -> Result<(), String> {
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&target)
-        .map_err(|error| python::os_error(&error, &target))?;
-    let mut file = copy(&mut field, file, bounds.bytes, &target).await?;
+    let at = target.clone();
+    let os_error = move |error: ReplaceError| python::os_error(&error.into_io(), &at);
+    let at = target.clone();
+    let file = blocking(rights, move || NewFile::create(&at, Wanted::default())).await?.map_err(&os_error)?;
+    let received = receive(field, file, bounds.bytes, &target).await;
+    let (mut file, size) = received.map_err(|error| match error {
+        FilesError::TooLarge { limit, .. } => format!("413: The upload is larger than {limit} bytes"),
+        FilesError::System { source, .. } => python::os_error(&source, &target),
+        error => error.to_string(),
+    })?;
+    if !is_zip {
+        return blocking(rights, move || file.commit()).await?.map_err(&os_error);
+    }
     let unpack = move || {
-        let size = file.stream_position().unwrap_or_default();
         file.rewind().map_err(|error| python::os_error(&error, &target))?;
-        let unpacked = archive::unpack_zip(file, size, &directory, owner, bounds, Unsafe::Skip);
-        unpacked.map_err(|error| match error {
-            FilesError::Archive { .. } => format!("{} is not a zip file", target.display()),
-            error => error.to_string(),
-        })?;
-        std::fs::remove_file(&target).map_err(|error| python::os_error(&error, &target))
+        match archive::unpack_zip(&mut file, size, &directory, bounds, Unsafe::Skip) {
+            Ok(_) => Ok(()),
+            Err(FilesError::Archive { .. }) => {
+                file.commit().map_err(|error| python::os_error(&error.into_io(), &target))?;
+                Err(format!("{} is not a zip file", target.display()))
+            }
+            Err(error) => Err(error.to_string()),
+        }
     };
-    tokio::task::spawn_blocking(unpack).await.map_err(|error| error.to_string())?
+    blocking(rights, unpack).await?
 }
 
-async fn copy(
-    field: &mut Field<'_>,
-    mut file: std::fs::File,
-    limit: u64,
-    target: &Path,
-) -> Result<std::fs::File, String> {
-    let mut bytes = 0;
-    while let Some(data) = field.chunk().await.map_err(|error| error.body_text())? {
-        bytes += data.len() as u64;
-        if bytes > limit {
-            return Err(format!("413: The upload is larger than {limit} bytes"));
-        }
-        let write = move || io::Write::write_all(&mut file, &data).map(|()| file);
-        file = match tokio::task::spawn_blocking(write).await {
-            Ok(written) => written.map_err(|error| python::os_error(&error, target))?,
-            Err(error) => return Err(error.to_string()),
-        };
-    }
-    Ok(file)
+/// Runs file work off the async threads, with the rights of the sandbox's user.
+async fn blocking<T: Send + 'static>(rights: &Rights, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let rights = rights.clone();
+    let done = tokio::task::spawn_blocking(move || rights.run(work)).await;
+    done.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 async fn download(State(core): State<Arc<Core>>, request: Request) -> Response {
@@ -190,18 +174,28 @@ async fn download(State(core): State<Arc<Core>>, request: Request) -> Response {
     if files::checked_path(&path).is_err() {
         return caught("400: Path must be an absolute path");
     }
+    let Ok(identity) = core.identity() else { return unexpected() };
+    let rights = Rights::of(&identity.user);
     let directory = PathBuf::from(&path);
-    if !directory.exists() {
-        return caught("404: File not found");
+    let there = directory.clone();
+    match blocking(&rights, move || there.exists()).await {
+        Ok(true) => {}
+        Ok(false) => return caught("404: File not found"),
+        Err(text) => return caught(&text),
     }
     let name = path.rsplit('/').next().unwrap_or_default().replace(['"', '\\', '\r', '\n'], "_");
-    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let (mut writer, body) = body_writer();
     core.tasks.spawn_blocking(move || {
-        if let Err(error) = archive::pack_zip(&directory, SyncIoBridge::new(near), Compression::Stored) {
-            tracing::debug!(%error, "a download was cut short");
+        match rights.run(|| archive::pack_zip(&directory, &mut writer, Compression::Stored)) {
+            Ok(Ok(())) => writer.end(None),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a download was cut short");
+                writer.fail(std::io::Error::other(error));
+            }
+            Err(error) => writer.fail(error),
         }
     });
-    let mut response = Body::from_stream(ReaderStream::with_capacity(far, PIPE_BYTES)).into_response();
+    let mut response = Body::new(http_body_util::StreamBody::new(body.frames())).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/zip"));
     if let Ok(value) = HeaderValue::from_bytes(format!("attachment; filename=\"{name}.zip\"").as_bytes()) {
@@ -219,7 +213,7 @@ async fn list(State(core): State<Arc<Core>>, body: Bytes) -> Response {
         Some(Value::String(path)) => root.join(path),
         Some(_) => return unexpected(),
     };
-    let names = tokio::task::spawn_blocking(move || names_of(&path)).await.unwrap_or_default();
+    let names = blocking(&Rights::of(&identity.user), move || names_of(&path)).await.unwrap_or_default();
     Json(names).into_response()
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,7 +13,7 @@ use axum::{
     http::StatusCode,
     routing::post,
 };
-use rustix::fs::Access;
+use rustix::fs::{Access, Mode, OFlags};
 use wharf_protocol::{BindRequest, Environment, Limits, Problem, ProblemKind};
 
 use super::auth::bearer;
@@ -128,14 +127,15 @@ fn check_limits(limits: &Limits) -> Result<(), ApiError> {
 }
 
 /// Makes the directory if it is missing; what is made belongs to `user`.
-pub(crate) fn ensure_directory(path: &std::path::Path, user: &User) -> std::io::Result<()> {
+fn ensure_directory(path: &std::path::Path, user: &User) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    std::fs::create_dir_all(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    let made = wharf_files::make_directories(path)?;
+    let itself = rustix::fs::openat(&made, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::fchmod(&itself, Mode::from_raw_mode(0o755))?;
     if rustix::process::geteuid().is_root() {
-        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))?;
+        std::os::unix::fs::fchown(&itself, Some(user.uid), Some(user.gid))?;
     }
     Ok(())
 }

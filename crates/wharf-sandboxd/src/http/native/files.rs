@@ -1,8 +1,8 @@
 //! `/v1/files`.
 
 use std::{
-    io::{self, Seek, SeekFrom, Write},
-    path::PathBuf,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,47 +11,52 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Body, BodyDataStream},
+    body::Body,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
-use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
+use tokio_util::io::ReaderStream;
 use wharf_protocol::{
     ArchiveFormat, DirectoryListing, FileStat, MakeDirectoryRequest, MoveRequest, Problem, ProblemKind, SearchRequest,
-    SearchResult, UploadResult,
+    SearchResult, Skipped, SkippedFile, UploadResult,
 };
 
 use crate::{
     core::Core,
     files::{
-        self, FilesError, NewFile, Owner,
-        archive::{self, Bounds, Compression, Unpacked, Unsafe},
+        self, Bounds, FilesError, NewFile, Unpacked, Wanted,
+        archive::{self, Compression, Unsafe},
+        rights::Rights,
         search,
+        stream::{body_reader, body_writer, receive, trailer},
     },
     http::problem::{ApiError, ApiJson, ApiQuery},
 };
 
 const PIPE_BYTES: usize = 256 << 10;
-/// How many pieces of an upload wait for the disk, each as large as one read of the connection.
-const PIECES_AHEAD: usize = 16;
+/// A JSON request of these routes: paths and patterns, no content.
+const LONGEST_REQUEST: usize = 1 << 20;
+/// What may follow the last member of a tar, such as blocks of zeros.
+const LONGEST_TAIL: u64 = 1 << 20;
 
 pub(super) fn router() -> Router<Arc<Core>> {
+    let content = Router::new()
+        .route("/v1/files/content", get(read).put(write))
+        .route("/v1/files/archive", get(download).put(upload))
+        .layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/v1/files", axum::routing::delete(remove))
-        .route("/v1/files/content", get(read).put(write))
         .route("/v1/files/list", get(list))
         .route("/v1/files/stat", get(stat))
         .route("/v1/files/directory", post(make_directory))
         .route("/v1/files/move", post(rename))
-        .route("/v1/files/archive", get(download).put(upload))
         .route("/v1/files/search", post(search))
-        .layer(DefaultBodyLimit::disable())
+        .layer(DefaultBodyLimit::max(LONGEST_REQUEST))
+        .merge(content)
 }
 
 impl From<FilesError> for ApiError {
@@ -60,16 +65,16 @@ impl From<FilesError> for ApiError {
     }
 }
 
-/// Runs file work off the async threads.
+/// Runs file work off the async threads, with the rights of the sandbox's user.
 async fn blocking<T: Send + 'static>(
+    core: &Core,
     work: impl FnOnce() -> Result<T, FilesError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)??)
-}
-
-fn owner(core: &Core) -> Result<Owner, ApiError> {
-    let user = &core.identity()?.user;
-    Ok(Owner { uid: user.uid, gid: user.gid })
+    let rights = Rights::of(&core.identity()?.user);
+    Ok(tokio::task::spawn_blocking(move || rights.run(work))
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(FilesError::Rights)??)
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -86,9 +91,13 @@ pub(super) struct PathQuery {
               (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
               (status = 404, body = Problem), (status = 416, body = Problem)),
 )]
-pub(super) async fn read(ApiQuery(query): ApiQuery<PathQuery>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn read(
+    State(core): State<Arc<Core>>,
+    ApiQuery(query): ApiQuery<PathQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let path = files::checked_path(&query.path)?;
-    let (mut file, size) = blocking(move || files::open(&path)).await?;
+    let (mut file, size) = blocking(&core, move || files::open(&path)).await?;
     let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok()).map(|range| parse_range(range, size));
     let (status, from, length) = match range {
         None | Some(Range::Whole) => (StatusCode::OK, 0, size),
@@ -148,12 +157,14 @@ pub(super) struct WriteQuery {
     path: String,
     /// Permission bits in octal, such as 0644; absent: those of the file that is replaced, else 0644.
     mode: Option<String>,
+    /// When it was modified, in seconds since the Unix epoch; absent: now.
+    modified_at: Option<f64>,
     /// Whether missing directories are made.
     #[serde(default)]
     parents: bool,
 }
 
-/// Writes a file in one step: until the body has ended the old one stays.
+/// Writes a file in one step: until the body has ended the old one stays. A symlink stays too, and its target is written.
 #[utoipa::path(
     put, path = "/v1/files/content", tag = "files", params(WriteQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
@@ -165,13 +176,25 @@ pub(super) async fn write(
     body: Body,
 ) -> Result<Json<UploadResult>, ApiError> {
     let path = files::checked_path(&query.path)?;
-    let mode = query.mode.as_deref().map(parse_mode).transpose()?;
-    let (owner, limit) = (owner(&core)?, core.identity()?.limits.upload_bytes);
-    let (parents, target) = (query.parents, path.clone());
-    let file = blocking(move || NewFile::create(&target, mode, parents, owner)).await?;
-    let (file, bytes) = receive(body.into_data_stream(), file, limit, &path).await?;
-    blocking(move || file.commit()).await?;
-    Ok(Json(UploadResult { path: query.path, files: 1, bytes }))
+    let wanted = Wanted {
+        mode: query.mode.as_deref().map(parse_mode).transpose()?,
+        fresh_mode: Some(0o644),
+        modified: query.modified_at.map(parse_time).transpose()?,
+        parents: query.parents,
+        replace_link: false,
+    };
+    let limit = core.identity()?.limits.upload_bytes;
+    let target = path.clone();
+    let file =
+        blocking(&core, move || NewFile::create(&target, wanted).map_err(|error| FilesError::replace(&target, error)));
+    let (file, bytes) = receive(body.into_data_stream(), file.await?, limit, &path).await?;
+    blocking(&core, move || file.commit().map_err(|error| FilesError::replace(&path, error))).await?;
+    Ok(Json(UploadResult { path: query.path, files: 1, bytes, skipped: Skipped::default() }))
+}
+
+fn parse_time(seconds: f64) -> Result<std::time::Duration, ApiError> {
+    std::time::Duration::try_from_secs_f64(seconds)
+        .map_err(|error| ApiError::invalid("modified_at", seconds.to_string(), error.to_string()))
 }
 
 fn parse_mode(mode: &str) -> Result<u32, ApiError> {
@@ -181,58 +204,40 @@ fn parse_mode(mode: &str) -> Result<u32, ApiError> {
         .ok_or_else(|| ApiError::invalid("mode", mode, "expected permission bits in octal, such as 0644"))
 }
 
-/// Writes a body to `file`, off the async threads and beside the receiving.
-pub(crate) async fn receive<W: Write + Send + 'static>(
-    mut body: BodyDataStream,
-    mut file: W,
-    limit: u64,
-    path: &std::path::Path,
-) -> Result<(W, u64), FilesError> {
-    let (sender, mut pieces) = tokio::sync::mpsc::channel::<Bytes>(PIECES_AHEAD);
-    let writer = tokio::task::spawn_blocking(move || {
-        while let Some(piece) = pieces.blocking_recv() {
-            file.write_all(&piece)?;
-        }
-        Ok(file)
-    });
-    let mut bytes = 0;
-    while let Some(data) = body.next().await {
-        let data = data.map_err(|_| FilesError::Interrupted)?;
-        bytes += data.len() as u64;
-        if bytes > limit {
-            return Err(FilesError::TooLarge { limit, what: "bytes in an upload" });
-        }
-        if sender.send(data).await.is_err() {
-            // The writer has failed, and says below why.
-            break;
-        }
-    }
-    drop(sender);
-    match writer.await {
-        Ok(Ok(file)) => Ok((file, bytes)),
-        Ok(Err(source)) => Err(FilesError::system("write", path, source)),
-        Err(error) => Err(FilesError::system("write", path, io::Error::other(error))),
-    }
-}
-
 /// The entries of a directory, sorted by name.
 #[utoipa::path(
     get, path = "/v1/files/list", tag = "files", params(PathQuery),
     responses((status = 200, body = DirectoryListing), (status = 404, body = Problem), (status = 409, body = Problem)),
 )]
-pub(super) async fn list(ApiQuery(query): ApiQuery<PathQuery>) -> Result<Json<DirectoryListing>, ApiError> {
+pub(super) async fn list(
+    State(core): State<Arc<Core>>,
+    ApiQuery(query): ApiQuery<PathQuery>,
+) -> Result<Json<DirectoryListing>, ApiError> {
     let path = files::checked_path(&query.path)?;
-    blocking(move || files::list(&path)).await.map(Json)
+    blocking(&core, move || files::list(&path)).await.map(Json)
 }
 
-/// One path; a symlink itself.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatQuery {
+    /// Absolute path.
+    path: String,
+    /// Whether a symlink's target is described.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// One path; a symlink itself, unless `follow` is said.
 #[utoipa::path(
-    get, path = "/v1/files/stat", tag = "files", params(PathQuery),
+    get, path = "/v1/files/stat", tag = "files", params(StatQuery),
     responses((status = 200, body = FileStat), (status = 404, body = Problem)),
 )]
-pub(super) async fn stat(ApiQuery(query): ApiQuery<PathQuery>) -> Result<Json<FileStat>, ApiError> {
+pub(super) async fn stat(
+    State(core): State<Arc<Core>>,
+    ApiQuery(query): ApiQuery<StatQuery>,
+) -> Result<Json<FileStat>, ApiError> {
     let path = files::checked_path(&query.path)?;
-    blocking(move || files::stat(&path)).await.map(Json)
+    blocking(&core, move || files::stat(&path, query.follow)).await.map(Json)
 }
 
 /// Makes a directory and its parents; an existing one is fine.
@@ -245,8 +250,7 @@ pub(super) async fn make_directory(
     ApiJson(request): ApiJson<MakeDirectoryRequest>,
 ) -> Result<StatusCode, ApiError> {
     let path = files::checked_path(&request.path)?;
-    let owner = owner(&core)?;
-    blocking(move || files::make_directory(&path, request.mode, owner)).await?;
+    blocking(&core, move || files::make_directory(&path, request.mode)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -255,9 +259,12 @@ pub(super) async fn make_directory(
     post, path = "/v1/files/move", tag = "files", request_body = MoveRequest,
     responses((status = 204, description = "moved"), (status = 404, body = Problem), (status = 409, body = Problem)),
 )]
-pub(super) async fn rename(ApiJson(request): ApiJson<MoveRequest>) -> Result<StatusCode, ApiError> {
+pub(super) async fn rename(
+    State(core): State<Arc<Core>>,
+    ApiJson(request): ApiJson<MoveRequest>,
+) -> Result<StatusCode, ApiError> {
     let (from, to) = (files::checked_path(&request.from)?, files::checked_path(&request.to)?);
-    blocking(move || files::rename(&from, &to, request.overwrite)).await?;
+    blocking(&core, move || files::rename(&from, &to, request.overwrite)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -276,9 +283,12 @@ pub(super) struct RemoveQuery {
     delete, path = "/v1/files", tag = "files", params(RemoveQuery),
     responses((status = 204, description = "removed"), (status = 404, body = Problem), (status = 409, body = Problem)),
 )]
-pub(super) async fn remove(ApiQuery(query): ApiQuery<RemoveQuery>) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove(
+    State(core): State<Arc<Core>>,
+    ApiQuery(query): ApiQuery<RemoveQuery>,
+) -> Result<StatusCode, ApiError> {
     let path = files::checked_path(&query.path)?;
-    blocking(move || files::remove(&path, query.recursive)).await?;
+    blocking(&core, move || files::remove(&path, query.recursive)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -291,7 +301,8 @@ pub(super) struct ArchiveQuery {
     format: ArchiveFormat,
 }
 
-/// A directory's entries, or one file, as a tar or zip stream.
+/// A directory with its entries, or one file, as a tar or zip stream. In a tar symlinks stay symlinks; what is neither a
+/// file, a directory nor a symlink is left out, and so is what cannot be read: the trailer `wharf-skipped` names it.
 #[utoipa::path(
     get, path = "/v1/files/archive", tag = "files", params(ArchiveQuery),
     responses((status = 200, content_type = "application/x-tar", body = Vec<u8>), (status = 404, body = Problem)),
@@ -301,33 +312,46 @@ pub(super) async fn download(
     ApiQuery(query): ApiQuery<ArchiveQuery>,
 ) -> Result<Response, ApiError> {
     let path = files::checked_path(&query.path)?;
-    let there = path.clone();
-    blocking(move || std::fs::metadata(&there).map_err(|source| FilesError::system("pack", &there, source))).await?;
-    let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let media_type = match query.format {
+    let rights = Rights::of(&core.identity()?.user);
+    let (mut writer, body) = body_writer();
+    let packing = path.clone();
+    core.tasks.spawn_blocking(move || {
+        let packed = rights.run(|| match query.format {
+            ArchiveFormat::Tar => {
+                let name =
+                    if packing.is_dir() { Path::new("") } else { Path::new(packing.file_name().unwrap_or_default()) };
+                wharf_files::pack(&packing, wharf_files::Root::Target, name, &mut writer)
+                    .map(|packed| Some(trailer(packed)))
+                    .map_err(|source| FilesError::system("pack", &packing, source))
+            }
+            ArchiveFormat::Zip => archive::pack_zip(&packing, &mut writer, Compression::Deflated).map(|()| None),
+        });
+        match packed.map_err(FilesError::Rights).flatten() {
+            Ok(trailers) => writer.end(trailers),
+            Err(error) => {
+                // An archive that has begun can only be cut short; the log says why.
+                tracing::debug!(%error, "an archive was cut short");
+                writer.fail(match error {
+                    FilesError::NotFound { .. } => io::ErrorKind::NotFound.into(),
+                    FilesError::System { source, .. } | FilesError::Rights(source) => source,
+                    error => io::Error::other(error),
+                });
+            }
+        }
+    });
+    let body = body.begun().await.map_err(|source| FilesError::system("pack", &path, source))?;
+    let body = Body::new(http_body_util::StreamBody::new(body.frames()));
+    Ok(match query.format {
         ArchiveFormat::Tar => {
-            core.tasks.spawn(async move { report(archive::pack_tar(&path, near).await) });
-            "application/x-tar"
+            ([(header::CONTENT_TYPE, "application/x-tar"), (header::TRAILER, Skipped::TRAILER)], body).into_response()
         }
-        ArchiveFormat::Zip => {
-            core.tasks.spawn_blocking(move || {
-                report(archive::pack_zip(&path, SyncIoBridge::new(near), Compression::Deflated));
-            });
-            "application/zip"
-        }
-    };
-    let body = Body::from_stream(ReaderStream::with_capacity(far, PIPE_BYTES));
-    Ok(([(header::CONTENT_TYPE, media_type)], body).into_response())
+        ArchiveFormat::Zip => ([(header::CONTENT_TYPE, "application/zip")], body).into_response(),
+    })
 }
 
-/// An archive that has begun can only be cut short; the log says why.
-fn report(packed: Result<(), FilesError>) {
-    if let Err(error) = packed {
-        tracing::debug!(%error, "an archive was cut short");
-    }
-}
-
-/// Unpacks a tar or zip stream below a directory, which is made if it is missing.
+/// Unpacks a tar or zip stream below a directory, which is made if it is missing. Members whose names lead out are refused,
+/// and nothing is written through a symlink; a tar's symlinks are made as they are, and its special files left out and
+/// named in the answer.
 #[utoipa::path(
     put, path = "/v1/files/archive", tag = "files", params(ArchiveQuery),
     request_body(content = Vec<u8>, content_type = "application/x-tar"),
@@ -339,36 +363,43 @@ pub(super) async fn upload(
     body: Body,
 ) -> Result<Json<UploadResult>, ApiError> {
     let path = files::checked_path(&query.path)?;
-    let owner = owner(&core)?;
     let limits = core.identity()?.limits;
     let bounds = Bounds { bytes: limits.upload_bytes, entries: limits.archive_entries };
-    let Unpacked { files, bytes } = match query.format {
-        ArchiveFormat::Tar => {
-            let mut reader = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-            let unpacked = archive::unpack_tar(&mut reader, &path, owner, bounds).await?;
-            // The blocks of zeros after the last member are read, so that the connection can go on.
-            tokio::io::copy(&mut reader.take(1 << 20), &mut tokio::io::sink())
-                .await
-                .map_err(|_| FilesError::Interrupted)?;
-            unpacked
-        }
-        ArchiveFormat::Zip => unpack_zip(body, path, owner, bounds).await?,
+    let Unpacked { files, bytes, skipped, skipped_count } = match query.format {
+        ArchiveFormat::Tar => unpack_tar(&core, body, path, bounds).await?,
+        ArchiveFormat::Zip => unpack_zip(&core, body, path, bounds).await?,
     };
-    Ok(Json(UploadResult { path: query.path, files, bytes }))
+    let skipped = skipped.into_iter();
+    let skipped =
+        skipped.map(|file| SkippedFile { path: file.path.display().to_string(), reason: file.reason }).collect();
+    let skipped = Skipped { count: skipped_count, files: skipped };
+    Ok(Json(UploadResult { path: query.path, files, bytes, skipped }))
+}
+
+async fn unpack_tar(core: &Core, body: Body, path: PathBuf, bounds: Bounds) -> Result<Unpacked, ApiError> {
+    let (feed, mut reader) = body_reader();
+    let unpacking = blocking(core, move || {
+        let unpacked = wharf_files::unpack(&mut reader, &path, bounds)?;
+        // What follows the last member is read, so that the connection can go on.
+        io::copy(&mut reader.take(LONGEST_TAIL), &mut io::sink()).map_err(|_| FilesError::Interrupted)?;
+        Ok(unpacked)
+    });
+    let ((), unpacked) = tokio::join!(feed.pass(body.into_data_stream()), unpacking);
+    unpacked
 }
 
 /// Spools a zip, whose index is at its end, and unpacks it.
-async fn unpack_zip(body: Body, path: PathBuf, owner: Owner, bounds: Bounds) -> Result<Unpacked, ApiError> {
+async fn unpack_zip(core: &Core, body: Body, path: PathBuf, bounds: Bounds) -> Result<Unpacked, ApiError> {
     let spool_at = path.clone();
-    let file = blocking(move || {
-        files::make_directory(&spool_at, None, owner)?;
-        archive::spool(&spool_at).map_err(|source| FilesError::system("write", &spool_at, source))
+    let file = blocking(core, move || {
+        files::make_directory(&spool_at, None)?;
+        wharf_files::spool(&spool_at).map_err(|source| FilesError::system("write", &spool_at, source))
     })
     .await?;
     let (mut file, size) = receive(body.into_data_stream(), file, bounds.bytes, &path).await?;
-    blocking(move || {
+    blocking(core, move || {
         file.rewind().map_err(|source| FilesError::system("read", &path, source))?;
-        archive::unpack_zip(file, size, &path, owner, bounds, Unsafe::Refuse)
+        archive::unpack_zip(file, size, &path, bounds, Unsafe::Refuse)
     })
     .await
 }
@@ -378,10 +409,13 @@ async fn unpack_zip(body: Body, path: PathBuf, owner: Owner, bounds: Bounds) -> 
     post, path = "/v1/files/search", tag = "files", request_body = SearchRequest,
     responses((status = 200, body = SearchResult), (status = 400, body = Problem), (status = 404, body = Problem)),
 )]
-pub(super) async fn search(ApiJson(request): ApiJson<SearchRequest>) -> Result<Json<SearchResult>, ApiError> {
+pub(super) async fn search(
+    State(core): State<Arc<Core>>,
+    ApiJson(request): ApiJson<SearchRequest>,
+) -> Result<Json<SearchResult>, ApiError> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let _guard = CancelOnDrop(cancelled.clone());
-    blocking(move || search::search(&request, &cancelled)).await.map(Json)
+    blocking(&core, move || search::search(&request, &cancelled)).await.map(Json)
 }
 
 struct CancelOnDrop(Arc<AtomicBool>);
