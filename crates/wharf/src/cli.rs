@@ -401,8 +401,11 @@ pub(crate) struct Attach {
 pub(crate) struct Cp {
     /// SANDBOX:PATH, a local path, or `-` for a tar stream; a relative PATH begins in the sandbox's working directory.
     pub(crate) source: String,
-    /// Likewise; into a directory that exists the source goes under its own name.
+    /// Likewise; into a directory that exists the source goes under its own name, and DIR/. as what is in DIR.
     pub(crate) target: String,
+    /// Copy what SOURCE points to if it is a symlink. Links below it stay links.
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
 }
 
 #[derive(Debug, Args)]

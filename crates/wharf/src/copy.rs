@@ -1,23 +1,41 @@
-//! `wharf cp`.
+//! `wharf cp`, by the rules of `docker cp`.
+//!
+//! ```text
+//!   SOURCE          TARGET is missing       TARGET is a file     TARGET is a directory
+//!   file, link      becomes TARGET          replaces it          goes into it by its name
+//!   directory       becomes TARGET          refused              goes into it by its name; `SOURCE/.`: its content does
+//! ```
+//!
+//! Modes (without set-user-id and set-group-id) and times come along; the owner is whoever owns new files there. A link
+//! is copied as a link, wherever it points, and what is copied never goes through one. Special files are left out, named at
+//! the end, and make the exit code 3. A file is replaced once it is whole. What comes from a sandbox is hostile.
 
 use std::{
-    io::IsTerminal,
+    fs::{File, Metadata},
+    io::{self, IsTerminal, Write},
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Error, bail};
-use tokio::io::AsyncWriteExt;
-use wharf_client::{ClientError, Sandbox};
-use wharf_protocol::FileKind;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::SyncIoBridge;
+use wharf_client::{ClientError, ErrorKind, Files, Like, Sandbox};
+use wharf_files::{Bounds, NewFile, ReplaceError, Root, Tree, Wanted};
+use wharf_protocol::{FileKind, FileStat, ProblemKind, Skipped, SkippedFile};
 use wharf_runtime::Runtime;
 
 use crate::{
     cli::{Cp, OutputForm},
     commands::ready,
+    error::PartlyCopied,
     parse::{self, Place},
     progress::Progress,
     show,
 };
+
+const PIPE_BYTES: usize = 1 << 20;
 
 /// Copies into or out of a sandbox.
 pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
@@ -25,23 +43,50 @@ pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> 
     let [source, target] = [&arguments.source, &arguments.target].map(|text| parse::place(text));
     let (source, target) = (source.map_err(Error::msg)?, target.map_err(Error::msg)?);
     let to_stream = target == Place::Stream;
-    carry(runtime, source, target, &progress).await?;
+    let skipped = carry(runtime, source, target, arguments.follow_link, &progress).await?;
     // Where the files themselves go to standard output, nothing else does.
     if form == OutputForm::Json && !to_stream {
-        show::json(&serde_json::json!({ "bytes": progress.count() }))?;
+        show::json(&serde_json::json!({ "bytes": progress.count(), "skipped": skipped }))?;
     }
-    Ok(())
+    drop(progress);
+    if skipped.is_empty() {
+        return Ok(());
+    }
+    for file in &skipped.files {
+        crate::out::note!("not copied: `{}`: {}", printable(&file.path), printable(&file.reason));
+    }
+    Err(PartlyCopied { count: skipped.count }.into())
 }
 
-async fn carry(runtime: &Runtime, source: Place, target: Place, progress: &Progress) -> anyhow::Result<()> {
+/// What a sandbox says, without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|character| {
+            let shown: Box<dyn Iterator<Item = char>> = if character.is_control() {
+                Box::new(character.escape_default())
+            } else {
+                Box::new([character].into_iter())
+            };
+            shown
+        })
+        .collect()
+}
+
+async fn carry(
+    runtime: &Runtime,
+    source: Place,
+    target: Place,
+    follow: bool,
+    progress: &Progress,
+) -> anyhow::Result<Skipped> {
     match (source, target) {
         (Place::Sandbox { name, path }, target) => {
             let (sandbox, path) = find(runtime, &name, &path).await?;
-            copy_out(&sandbox, &path, target, progress).await
+            copy_out(&sandbox, &path, target, follow, progress).await
         }
         (source, Place::Sandbox { name, path }) => {
             let (sandbox, path) = find(runtime, &name, &path).await?;
-            copy_in(&sandbox, source, &path, progress).await
+            copy_in(&sandbox, source, &path, follow, progress).await
         }
         _ => bail!("one side must be in a sandbox: SANDBOX:PATH"),
     }
@@ -57,69 +102,266 @@ async fn find(runtime: &Runtime, name: &str, path: &str) -> anyhow::Result<(Sand
     Ok((sandbox, format!("{}/{path}", working_dir.trim_end_matches('/'))))
 }
 
-async fn copy_out(sandbox: &Sandbox, path: &str, target: Place, progress: &Progress) -> anyhow::Result<()> {
-    let files = sandbox.files();
-    let target = match target {
-        Place::Stream if std::io::stdout().is_terminal() => bail!("a tar stream is not for a terminal: redirect it"),
-        Place::Stream => {
-            files.read_tar(path, progress.write(tokio::io::stdout())).await?;
-            return Ok(());
-        }
-        Place::Local(target) => PathBuf::from(target),
-        Place::Sandbox { .. } => bail!("copying between two sandboxes goes through `-`"),
-    };
-    let stat = files.stat(path).await?;
-    let name = Path::new(path).file_name().map(PathBuf::from).unwrap_or_default();
-    // As `cp` does: into an existing directory under its own name, else as the target.
-    let target = if target.is_dir() { target.join(name) } else { target };
-    if stat.kind == FileKind::Directory {
-        tokio::fs::create_dir_all(&target).await?;
-        let (near, far) = tokio::io::duplex(256 << 10);
-        // The library refuses members that lead out of the target; what comes from a sandbox is hostile.
-        let unpacked =
-            async { tokio_tar::Archive::new(far).unpack(&target).await.map(drop).map_err(anyhow::Error::from) };
-        let (read, unpacked) = tokio::join!(files.read_tar(path, progress.write(near)), unpacked);
-        read?;
-        return unpacked.with_context(|| format!("could not unpack below `{}`", target.display()));
-    }
-    let file =
-        tokio::fs::File::create(&target).await.with_context(|| format!("could not write `{}`", target.display()))?;
-    files.read(path, progress.write(file)).await?;
-    Ok(())
+/// `DIR/.` is what is in DIR.
+fn means_content(path: &str) -> bool {
+    path == "." || path.ends_with("/.")
 }
 
-async fn copy_in(sandbox: &Sandbox, source: Place, path: &str, progress: &Progress) -> anyhow::Result<()> {
+/// Whether the path itself says that it is a directory, and so that a link at its end is followed.
+fn says_directory(path: &str) -> bool {
+    path.ends_with('/') || means_content(path) || path.ends_with("/..") || path == ".."
+}
+
+async fn copy_out(
+    sandbox: &Sandbox,
+    path: &str,
+    target: Place,
+    follow: bool,
+    progress: &Progress,
+) -> anyhow::Result<Skipped> {
     let files = sandbox.files();
-    let source = match source {
-        Place::Stream => {
-            files.write_tar(path, progress.read(tokio::io::stdin())).await?;
-            return Ok(());
-        }
-        Place::Local(source) => PathBuf::from(source),
+    let text = match target {
+        Place::Stream if io::stdout().is_terminal() => bail!("a tar stream is not for a terminal: redirect it"),
+        Place::Stream => return Ok(files.read_tar(path, progress.write(tokio::io::stdout())).await?),
+        Place::Local(target) => target,
         Place::Sandbox { .. } => bail!("copying between two sandboxes goes through `-`"),
     };
-    let metadata = std::fs::metadata(&source).with_context(|| format!("could not read `{}`", source.display()))?;
-    let name = std::fs::canonicalize(&source)?.file_name().map(|name| name.to_string_lossy().into_owned());
-    let is_directory =
-        |stat: Result<wharf_protocol::FileStat, ClientError>| stat.is_ok_and(|stat| stat.kind == FileKind::Directory);
-    let into = path.ends_with('/') || is_directory(files.stat(path).await);
-    let target = match name {
-        Some(name) if into => format!("{}/{name}", path.trim_end_matches('/')),
-        _ => path.to_owned(),
-    };
-    if metadata.is_dir() {
-        let (near, far) = tokio::io::duplex(256 << 10);
-        let pack = async move {
-            let mut builder = tokio_tar::Builder::new(near);
-            builder.follow_symlinks(false);
-            builder.append_dir_all("", &source).await?;
-            builder.into_inner().await?.shutdown().await
-        };
-        let (packed, written) = tokio::join!(pack, files.write_tar(&target, progress.read(far)));
-        written?;
-        return packed.context("could not read the directory");
+    let target = PathBuf::from(&text);
+    let stat = if follow || says_directory(path) { files.stat_target(path).await? } else { files.stat(path).await? };
+    let existing = std::fs::metadata(&target).ok();
+    let into = existing.as_ref().is_some_and(Metadata::is_dir);
+    if existing.is_none() && says_directory(&text) && stat.kind != FileKind::Directory {
+        bail!("could not write `{text}`: there is no such directory");
     }
-    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
-    files.write(&target, Some(mode), progress.read(tokio::fs::File::open(&source).await?)).await?;
-    Ok(())
+    let name = Path::new(path).file_name();
+    let place = match name {
+        Some(name) if into && !means_content(path) => target.join(name),
+        _ => target,
+    };
+    match stat.kind {
+        FileKind::Directory => {
+            if existing.is_some_and(|existing| !existing.is_dir()) {
+                bail!("could not copy the directory `{path}` to `{text}`: it is a file");
+            }
+            copy_tree_out(files, path, place, progress).await
+        }
+        FileKind::File => copy_file_out(files, path, &stat, &place, progress).await.map(|()| Skipped::default()),
+        FileKind::Symlink => {
+            let link = stat.target.as_deref().context("the sandbox did not say where the symlink points to")?;
+            make_link(&place, Path::new(link), stat.modified_at)?;
+            Ok(Skipped::default())
+        }
+        FileKind::Other => bail!("could not copy `{path}`: it is neither a file, a directory nor a symlink"),
+    }
+}
+
+async fn copy_tree_out(files: Files<'_>, path: &str, place: PathBuf, progress: &Progress) -> anyhow::Result<Skipped> {
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let shown = place.display().to_string();
+    let reader = SyncIoBridge::new(far);
+    let unpacking = tokio::task::spawn_blocking(move || wharf_files::unpack(reader, &place, Bounds::NONE));
+    let read = async {
+        let mut near = progress.write(near);
+        files.read_tar(path, &mut near).await
+    };
+    let (read, unpacked) = tokio::join!(read, unpacking);
+    let unpacked = unpacked.context("unpacking ended by itself")?;
+    // Whoever failed first made the other fail: a reader that is gone, or a stream that ends.
+    let unpacked = match (&read, unpacked) {
+        (Err(ClientError::Local(_)) | Ok(_), Err(error)) => {
+            return Err(error).with_context(|| format!("could not unpack below `{shown}`"));
+        }
+        (_, unpacked) => unpacked,
+    };
+    let mut skipped = read?;
+    if let Ok(unpacked) = unpacked {
+        skipped.count += unpacked.skipped_count;
+        skipped.files.extend(unpacked.skipped.into_iter().map(described));
+    }
+    Ok(skipped)
+}
+
+async fn copy_file_out(
+    files: Files<'_>,
+    path: &str,
+    stat: &FileStat,
+    place: &Path,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let wanted = Wanted {
+        mode: Some(stat.mode & 0o777),
+        modified: Duration::try_from_secs_f64(stat.modified_at).ok(),
+        ..Wanted::default()
+    };
+    let shown = place.display().to_string();
+    let failed = || format!("could not write `{shown}`");
+    let mut file = match NewFile::create(place, wanted) {
+        Ok(file) => file,
+        // A pipe or a device, such as /dev/stdout: nothing of it can be lost.
+        Err(ReplaceError::Special) => {
+            let special = tokio::fs::OpenOptions::new().write(true).open(place).await.with_context(failed)?;
+            files.read(path, progress.write(special)).await?;
+            return Ok(());
+        }
+        Err(error) => return Err(error).with_context(failed),
+    };
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let mut reader = SyncIoBridge::new(far);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut writer = io::BufWriter::with_capacity(PIPE_BYTES / 4, &mut file);
+        io::copy(&mut reader, &mut writer)?;
+        writer.flush()?;
+        drop(writer);
+        Ok::<_, io::Error>(file)
+    });
+    let read = async {
+        let mut near = progress.write(near);
+        files.read(path, &mut near).await
+    };
+    let (read, written) = tokio::join!(read, writing);
+    let written = written.context("writing ended by itself")?;
+    if let (Err(ClientError::Local(_)) | Ok(_), Err(error)) = (&read, &written) {
+        return Err(io::Error::new(error.kind(), error.to_string())).with_context(failed);
+    }
+    // Only what has arrived whole takes the old file's place.
+    read?;
+    let file = written.with_context(failed)?;
+    let committed = tokio::task::spawn_blocking(move || file.commit()).await.context("writing ended by itself")?;
+    committed.with_context(failed)
+}
+
+fn make_link(place: &Path, target: &Path, modified_at: f64) -> anyhow::Result<()> {
+    let failed = || format!("could not make the symlink `{}`", place.display());
+    let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = Path::new(place.file_name().with_context(failed)?);
+    let modified = Duration::try_from_secs_f64(modified_at).ok();
+    let modified = modified.map(|since| (since.as_secs() as i64, since.subsec_nanos()));
+    let made = Tree::below(directory, Bounds::NONE).and_then(|mut tree| tree.symlink(name, target, modified));
+    made.with_context(failed)
+}
+
+async fn copy_in(
+    sandbox: &Sandbox,
+    source: Place,
+    path: &str,
+    follow: bool,
+    progress: &Progress,
+) -> anyhow::Result<Skipped> {
+    let files = sandbox.files();
+    let text = match source {
+        Place::Stream => return Ok(files.write_tar(path, progress.read(tokio::io::stdin())).await?.skipped),
+        Place::Local(source) => source,
+        Place::Sandbox { .. } => bail!("copying between two sandboxes goes through `-`"),
+    };
+    let source = PathBuf::from(&text);
+    let follow = follow || says_directory(&text);
+    let metadata = if follow { std::fs::metadata(&source) } else { std::fs::symlink_metadata(&source) };
+    let metadata = metadata.with_context(|| format!("could not read `{text}`"))?;
+    let existing = match files.stat_target(path).await {
+        Ok(stat) => Some(stat.kind),
+        Err(error) if error.kind() == ErrorKind::Refused(ProblemKind::NotFound) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if existing.is_none() && says_directory(path) && !metadata.is_dir() {
+        bail!("could not write `{path}` in the sandbox: there is no such directory");
+    }
+    let name = match source.file_name() {
+        Some(name) => Some(name.to_owned()),
+        // `..` has a name all the same.
+        None => std::fs::canonicalize(&source)?.file_name().map(ToOwned::to_owned),
+    };
+    let into = existing == Some(FileKind::Directory) && !(metadata.is_dir() && means_content(&text));
+    if metadata.is_dir() {
+        if existing.is_some_and(|kind| kind != FileKind::Directory) {
+            bail!("could not copy the directory `{text}` to `{path}`: it is a file");
+        }
+        let name = name.filter(|_| into).map(PathBuf::from).unwrap_or_default();
+        return pack_in(files, source, if follow { Root::Target } else { Root::Link }, name, path, progress).await;
+    }
+    let name = name.with_context(|| format!("`{text}` has no name"))?;
+    let target =
+        if into { format!("{}/{}", path.trim_end_matches('/'), name.to_string_lossy()) } else { path.to_owned() };
+    if metadata.is_symlink() {
+        // A tar member is the one way to make a link in a sandbox.
+        let (directory, name) = target.rsplit_once('/').unwrap_or(("", &target));
+        let directory = if directory.is_empty() { "/" } else { directory };
+        return pack_in(files, source, Root::Link, PathBuf::from(name), directory, progress).await;
+    }
+    if !metadata.is_file() {
+        let kind = metadata.file_type();
+        let what = if kind.is_fifo() {
+            "a named pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device"
+        };
+        bail!("could not copy `{text}`: it is {what}");
+    }
+    let like = Like { mode: Some(metadata.mode() & 0o777), modified_at: modified_at(&metadata) };
+    let file = File::open(&source).with_context(|| format!("could not read `{text}`"))?;
+    // Of a file that grows, what was there; a file of /proc says it has no bytes, and has some.
+    let length = if metadata.len() == 0 { u64::MAX } else { metadata.len() };
+    let file = tokio::fs::File::from_std(file).take(length);
+    files.write(&target, like, progress.read(file)).await?;
+    Ok(Skipped::default())
+}
+
+fn modified_at(metadata: &Metadata) -> Option<f64> {
+    let modified = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(modified.as_secs_f64())
+}
+
+async fn pack_in(
+    files: Files<'_>,
+    source: PathBuf,
+    root: Root,
+    name: PathBuf,
+    path: &str,
+    progress: &Progress,
+) -> anyhow::Result<Skipped> {
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let shown = source.display().to_string();
+    let writer = SyncIoBridge::new(near);
+    let packing = tokio::task::spawn_blocking(move || wharf_files::pack(&source, root, &name, writer));
+    let (packed, written) = tokio::join!(packing, files.write_tar(path, progress.read(far)));
+    let packed = packed.context("packing ended by itself")?;
+    // A sandbox that refuses ends the stream, which is then no fault of the source.
+    let written = written?;
+    let packed = packed.with_context(|| format!("could not read `{shown}`"))?;
+    let mut skipped = written.skipped;
+    skipped.count += packed.skipped_count;
+    skipped.files.extend(packed.skipped.into_iter().map(described));
+    Ok(skipped)
+}
+
+fn described(file: wharf_files::Skipped) -> SkippedFile {
+    SkippedFile { path: file.path.display().to_string(), reason: file.reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_ends_in_a_dot_means_the_content() {
+        for (path, content, directory) in [
+            ("dir", false, false),
+            ("dir/", false, true),
+            ("dir/.", true, true),
+            (".", true, true),
+            ("/.", true, true),
+            ("..", false, true),
+            ("a/..", false, true),
+            ("hidden/.x", false, false),
+            ("x.", false, false),
+        ] {
+            assert_eq!((means_content(path), says_directory(path)), (content, directory), "{path}");
+        }
+    }
+
+    #[test]
+    fn names_from_a_sandbox_cannot_command_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}é\n"), "a\\u{1b}[2Jb\\u{9b}é\\n");
+    }
 }

@@ -25,6 +25,24 @@ pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
 pub(crate) const USAGE: u8 = 2;
 
+/// Some files were not copied.
+pub(crate) const PARTLY_COPIED: u8 = 3;
+
+/// All was copied but what cannot be.
+#[derive(Debug)]
+pub(crate) struct PartlyCopied {
+    pub(crate) count: u64,
+}
+
+impl std::fmt::Display for PartlyCopied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let files = if self.count == 1 { "file was" } else { "files were" };
+        write!(f, "{} {files} not copied; all else was", self.count)
+    }
+}
+
+impl std::error::Error for PartlyCopied {}
+
 /// Ctrl-C while a sandbox was being made, as a shell reports it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -66,6 +84,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<CouldNotWrite>() {
         return UNWRITABLE;
+    }
+    if error.is::<PartlyCopied>() {
+        return PARTLY_COPIED;
     }
     if error.is::<SettingsError>() {
         return USAGE;

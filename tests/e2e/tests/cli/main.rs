@@ -4,6 +4,7 @@
 use std::process::{Command, Output, Stdio};
 
 mod basics;
+mod copy;
 mod escapes;
 mod lifecycle;
 mod mounts;
