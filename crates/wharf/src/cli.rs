@@ -20,7 +20,7 @@ use crate::{error, parse};
                   python:3.12 -- python3 -c 'print(42)'\n\nExit codes: that of the command; 124 \
                   if --timeout ended it, 120 if the output could not be written, 121 if a part of it is missing though the \
                   command ended with 0, 125 if wharf itself failed, 127 if the command does not exist, 141 if nobody \
-                  reads the output any more, 2 for wrong usage."
+                  reads the output any more, 2 for wrong usage; of cp 3 if files were left out, which it names."
 )]
 pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
@@ -144,6 +144,10 @@ pub(crate) enum Command {
     /// Follow the output of an exec or a session from an offset.
     Attach(Attach),
     /// Copy files: SANDBOX:PATH on one side, a local path on the other, `-` for a tar stream.
+    ///
+    /// As `docker cp`: modes and times come along (set-user-id and set-group-id do not), links stay links, and a file is
+    /// replaced once the new one is whole. Sockets, pipes, devices and what cannot be read are left out and named at the
+    /// end; then the exit code is 3.
     Cp(Cp),
     /// List sandboxes.
     Ls,
