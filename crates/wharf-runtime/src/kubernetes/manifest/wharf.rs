@@ -213,8 +213,8 @@ fn prepare(settings: &Settings, program: Value) -> Value {
 /// For containers of ours that do next to nothing.
 fn small() -> Value {
     json!({
-        "limits": { "memory": "64Mi", "cpu": "1", "ephemeral-storage": "64Mi" },
-        "requests": { "memory": "16Mi", "cpu": "10m", "ephemeral-storage": "1Mi" },
+        "limits": { "memory": "32Mi", "cpu": "1", "ephemeral-storage": "64Mi" },
+        "requests": { "memory": "8Mi", "cpu": "10m", "ephemeral-storage": "1Mi" },
     })
 }
 
