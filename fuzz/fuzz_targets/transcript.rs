@@ -10,12 +10,12 @@ fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
     let mut said = Vec::new();
     for byte in &bytes {
         match byte {
-            0xff => said.extend_from_slice(b"\x1b]7777;nonce;"),
+            0xff => said.extend_from_slice(b"\x1b]7777;0123456789abcdef0123456789abcdef;"),
             other => said.push(*other),
         }
     }
-    let whole = joined(Transcript::new("nonce").feed(&said));
-    let mut transcript = Transcript::new("nonce");
+    let whole = joined(transcript().feed(&said));
+    let mut transcript = transcript();
     let mut parts = Vec::new();
     let mut rest = said.as_slice();
     for cut in cuts {
@@ -26,6 +26,12 @@ fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
     parts.extend(transcript.feed(rest));
     assert_eq!(whole, joined(parts));
 });
+
+fn transcript() -> Transcript {
+    let mut transcript = Transcript::default();
+    transcript.add("0123456789abcdef0123456789abcdef".to_owned());
+    transcript
+}
 
 /// Output that follows output is one.
 fn joined(events: Vec<Event>) -> Vec<Event> {

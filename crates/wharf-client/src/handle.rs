@@ -120,6 +120,21 @@ impl Session {
         self.sandbox.post(&path, &SignalRequest { signal }).await
     }
 
+    /// Ends its shell and all that was started in it, whatever has become of that, and starts another in the directory
+    /// that the session began in.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have ended the shell; the next command starts another.
+    pub async fn reset(&self) -> Result<SessionInfo, ClientError> {
+        let path = format!("/v1/sessions/{}/reset", self.id);
+        self.sandbox.json(Method::POST, &path, &serde_json::json!({})).await
+    }
+
     /// What its terminal shows now.
     ///
     /// # Errors

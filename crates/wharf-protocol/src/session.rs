@@ -102,6 +102,10 @@ pub struct CommandResult {
     pub output_start: ByteOffset,
     pub output_end: ByteOffset,
     pub working_dir: String,
+    /// Whether the session's earlier shell had ended, so that this command ran in a new one: directory, variables,
+    /// functions and jobs of the earlier one are gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_shell: bool,
 }
 
 /// Bytes typed into a session, whatever it is doing.

@@ -9,7 +9,7 @@ use rustix::{
     fs::{Mode, OFlags},
     process::Pid,
     pty::OpenptFlags,
-    termios::{LocalModes, Winsize},
+    termios::{InputModes, LocalModes, OptionalActions, Winsize},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -68,6 +68,15 @@ impl PtyMaster {
         }
     }
 
+    /// Types some of the bytes and says how many; waits while the terminal's input queue is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a dropped call has typed nothing.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await
+    }
+
     /// Types bytes; waits while the terminal's input queue is full.
     ///
     /// # Cancel safety
@@ -81,13 +90,13 @@ impl PtyMaster {
         Ok(())
     }
 
-    /// Types as many of the bytes as the terminal's input queue has room for; waits while it is full.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: a dropped call has typed nothing.
-    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await
+    /// Makes the terminal take no byte for a signal or for flow control until a program sets it anew.
+    pub fn stop_taking_keys(&self) -> io::Result<()> {
+        let fd = self.fd.get_ref().as_fd();
+        let mut settings = rustix::termios::tcgetattr(fd)?;
+        settings.local_modes.remove(LocalModes::ISIG);
+        settings.input_modes.remove(InputModes::IXON);
+        Ok(rustix::termios::tcsetattr(fd, OptionalActions::Now, &settings)?)
     }
 
     /// How many typed bytes no program has read yet; of an unfinished line none counts while the terminal edits lines.
@@ -108,5 +117,11 @@ impl PtyMaster {
     /// Whether the terminal edits lines itself; a program such as readline that edits them has switched that off.
     pub fn is_canonical(&self) -> io::Result<bool> {
         Ok(rustix::termios::tcgetattr(self.fd.get_ref().as_fd())?.local_modes.contains(LocalModes::ICANON))
+    }
+
+    /// Whether a typed line shows: the terminal echoes it, or leaves lines to the program.
+    pub fn shows_input(&self) -> io::Result<bool> {
+        let modes = rustix::termios::tcgetattr(self.fd.get_ref().as_fd())?.local_modes;
+        Ok(modes.contains(LocalModes::ECHO) || !modes.contains(LocalModes::ICANON))
     }
 }

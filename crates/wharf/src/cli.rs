@@ -389,6 +389,10 @@ pub(crate) struct Shell {
     /// The session; the same one again shows what is on its screen.
     #[arg(long, default_value = "main")]
     pub(crate) session: wharf_protocol::SessionId,
+    /// First end the session's shell with all that it started, whatever has become of it, and start another; without a
+    /// terminal that is all.
+    #[arg(long)]
+    pub(crate) reset: bool,
 }
 
 #[derive(Debug, Args)]

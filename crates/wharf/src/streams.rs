@@ -355,7 +355,7 @@ impl Signals {
 
 /// `wharf shell`.
 pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result<ExitCode> {
-    if !terminal::is_interactive() {
+    if !terminal::is_interactive() && !arguments.reset {
         bail!(
             "a shell needs a terminal: standard input is none (`wharf exec {} -- CMD` runs a command)",
             arguments.name
@@ -365,6 +365,12 @@ pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result
     let size = terminal::size();
     let request = SessionRequest { id: Some(arguments.session.clone()), terminal: size, ..SessionRequest::default() };
     let session = sandbox.session(&request).await?;
+    if arguments.reset {
+        session.reset().await?;
+        if !terminal::is_interactive() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     let output = session.attach(None);
     output.input().send(Frame::Resize { rows: size.rows, columns: size.columns }).await;
     let raw = RawTerminal::enter()?;

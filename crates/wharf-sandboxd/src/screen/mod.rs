@@ -188,6 +188,11 @@ impl Screen {
         self.state.alternate.is_some()
     }
 
+    /// Whether the program on the terminal takes a paste as one piece.
+    pub fn takes_pastes(&self) -> bool {
+        self.state.modes.bracketed_paste
+    }
+
     /// How many lines of history were dropped so far.
     pub fn lines_dropped(&self) -> u64 {
         self.state.dropped

@@ -8,10 +8,13 @@
 //!      └───────────────────────  ended ◀─────────────────┘
 //! ```
 //!
+//! A reset ends the shell from any state, whatever has become of it, and starts another.
+//!
 //! One task a shell (`pump`) reads the terminal, takes the marks out (`transcript`), appends to the output log,
 //! feeds the view and says in [`Progress`] that something happened. Callers wait on that; nobody polls, and no reader
 //! slows the terminal.
 
+mod nested;
 mod pump;
 mod table;
 mod wait;
@@ -21,7 +24,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -56,13 +59,23 @@ const SETTLING_PAUSE: Duration = Duration::from_millis(5);
 const QUIET_LOOKS: u32 = 4;
 const SETTLING_LOOKS: u32 = 200;
 const LONGEST_START: Duration = Duration::from_secs(30);
+/// How long a terminal whose program reads nothing may refuse the next byte.
+const LONGEST_STALL: Duration = Duration::from_secs(10);
+/// Permits to render the output of a command.
+static RENDERING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+/// How long readline may take from a prompt's mark to taking the terminal.
+const LONGEST_PAINT: Duration = Duration::from_secs(2);
 
 /// Whoever watches a session's terminal as it happens. Called with a lock held: it must be quick and never wait.
 pub trait View: fmt::Debug + Send {
     fn output(&mut self, bytes: &[u8]);
-    /// The shell read a whole command; its echo is over.
-    fn command_started(&mut self);
-    fn prompt_shown(&mut self, facts: &ShellFacts);
+    /// The shell read a line, which need not be a whole command; what it shows of it is over.
+    fn line_read(&mut self) {}
+    /// The shell read a whole command and starts it.
+    fn command_started(&mut self) {}
+    fn prompt_shown(&mut self, _: &ShellFacts) {}
+    /// Another shell takes the place of the one whose output this shows.
+    fn reset(&mut self);
     fn screen(&mut self) -> &mut Screen;
 }
 
@@ -72,9 +85,9 @@ impl View for Screen {
         self.feed(bytes);
     }
 
-    fn command_started(&mut self) {}
-
-    fn prompt_shown(&mut self, _: &ShellFacts) {}
+    fn reset(&mut self) {
+        self.feed(b"\x1bc");
+    }
 
     fn screen(&mut self) -> &mut Screen {
         self
@@ -104,6 +117,8 @@ pub struct SessionSettings {
 pub struct Progress {
     /// Prompts shown, over all shells of the session.
     pub prompts: u64,
+    /// How many of them were shown before the present shell was started.
+    pub prompts_at_start: u64,
     /// Pieces of output read.
     pub changes: u64,
     /// Shells that have ended.
@@ -115,6 +130,8 @@ pub struct Progress {
     pub started: bool,
     /// What the shell said at its latest prompt.
     pub facts: ShellFacts,
+    /// Where in the log the shell had read what was typed, if it has read a line since the latest command was submitted.
+    pub line_read: Option<ByteOffset>,
     /// Where the output of the latest command begins in the log.
     pub command_start: ByteOffset,
     /// Where the latest prompt begins in the log.
@@ -136,6 +153,13 @@ pub enum SessionError {
     NothingRunning { session: SessionId },
     #[error("could not write to the terminal of session `{session}`")]
     Write { session: SessionId, source: std::io::Error },
+    #[error(
+        "what runs in session `{session}` reads no input: {typed} of {total} bytes were typed in {} s",
+        LONGEST_STALL.as_secs()
+    )]
+    NotRead { session: SessionId, typed: usize, total: usize },
+    #[error("session `{session}` was reset")]
+    Reset { session: SessionId },
     #[error("the session is closed")]
     Closed,
 }
@@ -147,6 +171,11 @@ struct Shell {
     pid: Pid,
     /// Whether a pasted text arrives as one piece (readline's bracketed paste).
     pastes: bool,
+    /// Held while writing to the terminal, so that two writers' bytes do not mix. A program that reads nothing makes
+    /// a writer wait, so nothing else may need it.
+    writing: tokio::sync::Mutex<()>,
+    /// Ends this shell and all that it started, whatever it is doing.
+    ending: CancellationToken,
 }
 
 /// A persistent interactive shell.
@@ -158,16 +187,22 @@ pub struct Session {
     view: Arc<Mutex<dyn View>>,
     progress: watch::Sender<Progress>,
     terminal: Mutex<TerminalSize>,
-    /// Held while writing to the terminal, so that two writers' bytes do not mix.
-    shell: tokio::sync::Mutex<Option<Arc<Shell>>>,
+    /// Never held over anything that waits.
+    shell: Mutex<Option<Arc<Shell>>>,
     tasks: TaskTracker,
     /// What all shells of the session have started.
     tree: Tree,
     closed: CancellationToken,
-    /// Whether the latest command may make the shell itself read a line, as `read -e` does.
-    reads_lines: AtomicBool,
+    /// Whether the latest command may have cost the shell the hook that marks its prompts.
+    may_lose_hook: AtomicBool,
     /// Whether something was typed since the shell was last known to have read everything.
     typed: AtomicBool,
+    /// Whether something was typed since the latest command was submitted: it may stand on the line still.
+    line_touched: AtomicBool,
+    /// When something was typed last, in ticks since the start of the machine.
+    typed_at: AtomicU64,
+    /// The end of the shell that had to be replaced, until the next command has been told.
+    replaced: Mutex<Option<Exit>>,
     /// How many real terminals are attached. They answer the queries of programs; without one the screen does.
     terminals: AtomicUsize,
 }
@@ -200,16 +235,19 @@ impl Session {
             view,
             progress: watch::Sender::new(Progress::default()),
             terminal: Mutex::new(settings.terminal),
-            shell: tokio::sync::Mutex::new(None),
+            shell: Mutex::new(None),
             tasks,
             tree: Tree::new(),
             closed,
-            reads_lines: AtomicBool::new(false),
+            may_lose_hook: AtomicBool::new(false),
             typed: AtomicBool::new(false),
+            line_touched: AtomicBool::new(false),
+            typed_at: AtomicU64::new(0),
+            replaced: Mutex::new(None),
             terminals: AtomicUsize::new(0),
             settings,
         });
-        session.ensure_shell().await?;
+        session.ensure_shell()?;
         Ok(session)
     }
 
@@ -244,6 +282,16 @@ impl Session {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does something to the view, off the threads that serve requests: much output may be rendered just now.
+    pub(crate) async fn in_view<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut (dyn View + 'static)) -> T + Send + 'static,
+    ) -> T {
+        let session = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&mut *session.view()));
+        done.await.expect("what is done to a view does not panic")
+    }
+
     /// The name of the user that the shell says it runs as.
     pub fn username(&self, uid: Option<u32>) -> Option<String> {
         match uid {
@@ -252,9 +300,19 @@ impl Session {
         }
     }
 
-    pub async fn info(&self) -> SessionInfo {
+    fn current_shell(&self) -> MutexGuard<'_, Option<Arc<Shell>>> {
+        self.shell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shell that was there before the present one, if it ended by itself and nobody has asked yet.
+    pub fn take_replaced(&self) -> Option<Exit> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Never waits, whatever the session is doing.
+    pub fn info(&self) -> SessionInfo {
         let progress = self.progress.borrow().clone();
-        let shell = self.shell.lock().await.clone();
+        let shell = self.current_shell().clone();
         SessionInfo {
             id: self.settings.id.clone(),
             state: match (&shell, progress.last_end) {
@@ -284,13 +342,13 @@ impl Session {
     /// [`SessionError::NoPrompt`] if that takes too long; the shell goes on starting.
     pub async fn ready(self: &Arc<Self>) -> Result<(), SessionError> {
         let mut progress = self.progress();
-        let started_now = self.ensure_shell().await?;
+        self.ensure_shell()?;
         let before = progress.borrow_and_update().clone();
-        if !started_now && before.prompts > 0 {
+        if before.prompts > before.prompts_at_start {
             self.settle().await;
             return Ok(());
         }
-        let prompts = if started_now { before.prompts } else { 0 };
+        let prompts = before.prompts_at_start;
         let shown = progress.wait_for(|now| now.prompts > prompts || now.ends > before.ends);
         match tokio::time::timeout(LONGEST_START, shown).await {
             Ok(Ok(now)) if now.prompts > prompts => Ok(()),
@@ -309,11 +367,7 @@ impl Session {
             if !self.typed.load(Ordering::Relaxed) || !self.progress.borrow().idle {
                 return;
             }
-            let calm = self.shell.lock().await.as_ref().is_none_or(|shell| {
-                !shell.pastes
-                    || (shell.pty.unread().is_ok_and(|bytes| bytes == 0)
-                        && shell.pty.is_canonical().is_ok_and(|canonical| !canonical))
-            });
+            let calm = self.current_shell().as_ref().is_none_or(|shell| !shell.pastes || shell.has_read_all());
             quiet = if calm { quiet + 1 } else { 0 };
             if quiet == QUIET_LOOKS {
                 self.typed.store(false, Ordering::Relaxed);
@@ -334,47 +388,147 @@ impl Session {
     /// Not safe: a dropped call may have typed a part of the command.
     pub async fn submit(self: &Arc<Self>, command: &str) -> Result<(), SessionError> {
         self.ready().await?;
-        let shell = self.shell.lock().await;
-        let current = shell.as_ref().ok_or(SessionError::Closed)?;
-        let mut idle = false;
-        self.progress.send_if_modified(|progress| {
-            idle = std::mem::take(&mut progress.idle);
-            progress.command_start = self.log.end();
-            false
-        });
-        if !idle {
-            return Err(SessionError::Busy { session: self.id().clone() });
+        let busy = || SessionError::Busy { session: self.id().clone() };
+        let shell = self.current_shell().clone().ok_or(SessionError::Closed)?;
+        if !self.progress.borrow().idle {
+            return Err(busy());
         }
-        self.reads_lines.store(command.contains("read") || command.contains("select"), Ordering::Relaxed);
-        let text = if current.pastes {
-            // What ends a paste must not stand inside it.
-            format!("\x1b[200~{}\x1b[201~\r", command.replace("\x1b[201~", ""))
-        } else {
-            format!("__wharf_started; eval {}\r", quoted_for_shell(command))
-        };
-        self.write(current, text.as_bytes()).await
+        let pastes = shell.pastes;
+        // Once begun, a command is typed to its end, also if the caller goes: a half would be the next one's beginning.
+        let session = self.clone();
+        let command = command.to_owned();
+        let typing = self.tasks.spawn(async move {
+            let writing = shell.writing.lock().await;
+            let mut idle = false;
+            session.progress.send_if_modified(|progress| {
+                idle = std::mem::take(&mut progress.idle);
+                progress.command_start = session.log.end();
+                progress.line_read = None;
+                false
+            });
+            if !idle {
+                return Err(SessionError::Busy { session: session.id().clone() });
+            }
+            session.may_lose_hook.store(may_lose_hook(&command), Ordering::Relaxed);
+            let touched = session.line_touched.swap(false, Ordering::Relaxed);
+            let text = if pastes { pasted(&command, touched) } else { evaluated(&command) };
+            session.wait_for_readline(&shell).await;
+            if has_keys(&command) {
+                // Readline puts the terminal's settings back once it has the line.
+                let _ = shell.pty.stop_taking_keys();
+            }
+            let typed = session.write(&shell, text.as_bytes()).await;
+            drop(writing);
+            typed
+        });
+        typing.await.unwrap_or(Err(SessionError::Closed))
+    }
+
+    /// Waits until the shell that has said it is at its prompt has taken the terminal. Before that, the terminal would
+    /// echo what is typed, cut a line at 4095 bytes and take some bytes for signals.
+    async fn wait_for_readline(&self, shell: &Shell) {
+        let until = Instant::now() + LONGEST_PAINT;
+        let mut progress = self.progress();
+        while shell.pastes && shell.pty.is_canonical().is_ok_and(|canonical| canonical) && Instant::now() < until {
+            progress.borrow_and_update();
+            // Painting the prompt is output; without any a look now and then tells.
+            let _ = tokio::time::timeout(Duration::from_millis(1), progress.changed()).await;
+        }
     }
 
     /// Types bytes, whatever the session is doing.
     ///
     /// # Errors
     ///
-    /// [`SessionError::NothingRunning`] if the shell has ended.
+    /// [`SessionError::NothingRunning`] if the shell has ended, [`SessionError::NotRead`] if no program reads so much.
     pub async fn type_bytes(&self, bytes: &[u8]) -> Result<(), SessionError> {
+        let shell = self.running_shell()?;
         self.typed.store(true, Ordering::Relaxed);
-        let shell = self.shell.lock().await;
-        let current = shell.as_ref().ok_or_else(|| SessionError::NothingRunning { session: self.id().clone() })?;
-        self.write(current, bytes).await
+        self.line_touched.store(true, Ordering::Relaxed);
+        self.typed_at.store(nested::now_in_ticks(), Ordering::Relaxed);
+        let writing = tokio::select! {
+            biased;
+            () = self.closed.cancelled() => return Err(SessionError::Closed),
+            () = shell.ending.cancelled() => return Err(SessionError::Reset { session: self.id().clone() }),
+            writing = shell.writing.lock() => writing,
+        };
+        let typed = self.write(&shell, bytes).await;
+        drop(writing);
+        typed
+    }
+
+    /// Whether a line that is typed to the program shows on the terminal: the terminal echoes it, or the program edits
+    /// lines itself, as readline does.
+    pub fn echoes_input(&self) -> bool {
+        self.current_shell().as_ref().is_some_and(|shell| shell.pty.shows_input().unwrap_or(true))
+    }
+
+    /// Types a key at the prompt; says whether the shell has done with it and still waits at the same prompt.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Session::type_bytes`].
+    pub async fn press_at_prompt(&self, key: u8) -> Result<bool, SessionError> {
+        self.type_bytes(&[key]).await?;
+        self.settle().await;
+        Ok(self.progress.borrow().idle)
+    }
+
+    fn running_shell(&self) -> Result<Arc<Shell>, SessionError> {
+        self.current_shell().clone().ok_or_else(|| SessionError::NothingRunning { session: self.id().clone() })
     }
 
     async fn write(&self, shell: &Shell, bytes: &[u8]) -> Result<(), SessionError> {
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(SessionError::Closed),
-            written = shell.pty.write_all(bytes) => {
-                written.map_err(|source| SessionError::Write { session: self.id().clone(), source })
+        let mut typed = 0;
+        while typed < bytes.len() {
+            let written = tokio::select! {
+                biased;
+                () = self.closed.cancelled() => return Err(SessionError::Closed),
+                () = shell.ending.cancelled() => return Err(SessionError::Reset { session: self.id().clone() }),
+                written = tokio::time::timeout(LONGEST_STALL, shell.pty.write(&bytes[typed..])) => written,
+            };
+            match written {
+                Ok(Ok(count)) => typed += count,
+                Ok(Err(source)) => return Err(SessionError::Write { session: self.id().clone(), source }),
+                Err(_) => {
+                    return Err(SessionError::NotRead { session: self.id().clone(), typed, total: bytes.len() });
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Ends the shell and all that it started, whatever has become of it, and starts another in the directory that the
+    /// session began in. Returns once the new shell runs.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Closed`], or why no shell could be started.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has ended the shell once it has begun; the next command starts another.
+    pub async fn reset(self: &Arc<Self>) -> Result<(), SessionError> {
+        let mut progress = self.progress();
+        let shell = self.current_shell().clone();
+        if let Some(shell) = shell {
+            shell.ending.cancel();
+            while self.current_shell().as_ref().is_some_and(|current| Arc::ptr_eq(current, &shell)) {
+                if progress.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+        if self.closed.is_cancelled() {
+            return Err(SessionError::Closed);
+        }
+        let session = self.clone();
+        // Painting a screen may be waited for behind much output.
+        let _ = tokio::task::spawn_blocking(move || session.view().reset()).await;
+        self.progress.send_modify(|progress| progress.facts = ShellFacts::default());
+        self.ensure_shell()?;
+        self.take_replaced();
+        Ok(())
     }
 
     /// Says that a real terminal shows this session from now on.
@@ -388,15 +542,13 @@ impl Session {
     /// # Errors
     ///
     /// [`SessionError::NothingRunning`] if the shell has ended.
-    pub async fn resize(&self, size: TerminalSize) -> Result<(), SessionError> {
-        let shell = self.shell.lock().await;
-        let current = shell.as_ref().ok_or_else(|| SessionError::NothingRunning { session: self.id().clone() })?;
-        current
+    pub async fn resize(self: &Arc<Self>, size: TerminalSize) -> Result<(), SessionError> {
+        self.running_shell()?
             .pty
             .resize(size.rows, size.columns)
             .map_err(|source| SessionError::Write { session: self.id().clone(), source })?;
         *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = size;
-        self.view().screen().resize(size.rows, size.columns);
+        self.in_view(move |view| view.screen().resize(size.rows, size.columns)).await;
         Ok(())
     }
 
@@ -407,7 +559,7 @@ impl Session {
     /// [`SessionError::NothingRunning`] if the shell is at its prompt or has ended.
     pub async fn signal(&self, signal: Signal) -> Result<(), SessionError> {
         let nothing = || SessionError::NothingRunning { session: self.id().clone() };
-        let shell = self.shell.lock().await.clone().ok_or_else(nothing)?;
+        let shell = self.running_shell()?;
         let group = shell.pty.foreground_process_group().map_err(|_| nothing())?;
         if group == shell.pid && self.progress.borrow().idle {
             return Err(nothing());
@@ -426,6 +578,7 @@ impl Session {
     /// A dropped call leaves the command running.
     pub async fn run(self: &Arc<Self>, request: &RunRequest) -> Result<CommandResult, SessionError> {
         self.ready().await?;
+        let new_shell = self.take_replaced().is_some();
         let mut progress = self.progress();
         let before = progress.borrow_and_update().clone();
         self.submit(&request.command).await?;
@@ -446,26 +599,40 @@ impl Session {
             Waited::TimedOut(_) => CommandOutcome::TimedOut,
             Waited::Closed => return Err(SessionError::Closed),
         };
-        let (output, truncated, output_end) =
-            self.rendered(now.command_start, if now.idle { now.prompt_start } else { self.log.end() });
+        let end = if now.idle { now.prompt_start } else { self.log.end() };
+        let reading = !now.idle
+            && !now.started
+            && before.facts.echoes
+            && matches!(waited, Waited::NoChange(_) | Waited::TimedOut(_));
+        // As long as the shell wants more of the command, all that there is is the echo.
+        let start = if reading { end } else { now.command_start };
+        let (output, truncated, output_end) = self.rendered(start, end).await;
         Ok(CommandResult {
             outcome,
             output,
             truncated,
-            output_start: now.command_start,
+            output_start: start,
             output_end,
             working_dir: self.working_dir(&now).display().to_string(),
+            new_shell,
         })
     }
 
     /// The log from `start` on, as a terminal of the session's width shows it.
-    fn rendered(&self, start: ByteOffset, end: ByteOffset) -> (String, bool, ByteOffset) {
+    async fn rendered(&self, start: ByteOffset, end: ByteOffset) -> (String, bool, ByteOffset) {
         let end = end.max(start);
-        let (bytes, truncated) = self.log.copy(start, end);
         let size = self.terminal();
-        let mut screen = Screen::new(ScreenSize { rows: size.rows, columns: size.columns }, usize::MAX);
-        screen.feed(&bytes);
-        (screen.text().trim_end_matches('\n').to_owned(), truncated, end)
+        let log = self.log.clone();
+        let render = move || {
+            let (bytes, truncated) = log.copy(start, end);
+            let mut screen = Screen::new(ScreenSize { rows: size.rows, columns: size.columns }, usize::MAX);
+            screen.feed(&bytes);
+            drop(bytes);
+            (screen.text().trim_end_matches('\n').to_owned(), truncated, end)
+        };
+        // A few at a time: each may take as much memory as the log it renders, and more.
+        let _turn = RENDERING.acquire().await;
+        tokio::task::spawn_blocking(render).await.unwrap_or_else(|_| (String::new(), true, end))
     }
 
     /// Ends the shell and everything that it started, politely and then surely; the session cannot be used again.
@@ -474,13 +641,72 @@ impl Session {
     pub async fn close(&self) {
         self.closed.cancel();
         let mut progress = self.progress();
-        while self.shell.lock().await.is_some() {
+        while self.current_shell().is_some() {
             if progress.changed().await.is_err() {
                 break;
             }
         }
         self.tree.end(pump::GRACE).await;
     }
+}
+
+impl Shell {
+    /// Whether readline has the terminal and has read all that was typed.
+    fn has_read_all(&self) -> bool {
+        self.pty.unread().is_ok_and(|bytes| bytes == 0) && self.pty.is_canonical().is_ok_and(|canonical| !canonical)
+    }
+}
+
+const PASTE_START: &str = "\x1b[200~";
+const PASTE_END: &str = "\x1b[201~";
+/// What makes readline leave a search or half a key, and takes away what stands on the line.
+const CLEAN_LINE: &str = "\x07\x15";
+
+/// What types `command` as one paste. Readline takes a carriage return in a paste for a line feed, and knows a paste's
+/// end by its bytes: a command that holds either is spelled out.
+fn pasted(command: &str, clean: bool) -> String {
+    let command = command.replace("\r\n", "\n");
+    let clean = if clean { CLEAN_LINE } else { "" };
+    if command.contains('\r') || command.contains(PASTE_END) {
+        return format!("{clean}{PASTE_START}eval {}{PASTE_END}\r", spelled_out(&command));
+    }
+    format!("{clean}{PASTE_START}{command}{PASTE_END}\r")
+}
+
+/// What types `command` where there is no pasting.
+fn evaluated(command: &str) -> String {
+    format!("__wharf_started; eval {}\r", quoted_for_shell(command))
+}
+
+/// Whether a terminal would take some of it for more than text: Ctrl-C, Ctrl-S and their like.
+fn has_keys(command: &str) -> bool {
+    command.bytes().any(|byte| byte < 0x20 && !matches!(byte, b'\n' | b'\t'))
+}
+
+/// Whether the shell may have lost its hook once it has run this line. Of several lines it is not known whether all
+/// were read; and nothing must be typed into the rest of a command, or to a `read` of the shell's own.
+fn may_lose_hook(command: &str) -> bool {
+    let hints = ["PROMPT_COMMAND", "source", "eval", "exec", ". "];
+    !command.trim_end().contains('\n')
+        && hints.iter().any(|hint| command.contains(hint))
+        && !["read", "select"].iter().any(|hint| command.contains(hint))
+}
+
+/// A text as one word of bash, in printable characters on one line.
+fn spelled_out(text: &str) -> String {
+    let mut out = String::from("$'");
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str("\\n"),
+            '\'' | '\\' => out.extend(['\\', character]),
+            // History expansion looks into this kind of quotes too.
+            '!' => out.push_str("\\041"),
+            control if control.is_ascii_control() => out.push_str(&format!("\\{:03o}", control as u32)),
+            other => out.push(other),
+        }
+    }
+    out.push('\'');
+    out
 }
 
 /// A text as one word of a POSIX shell.

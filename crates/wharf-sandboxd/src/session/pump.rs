@@ -1,54 +1,82 @@
 //! The life of one shell: start it, read its terminal, say what happened, reap it.
 
 use std::{
-    io,
+    io::{self, Write},
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use rustix::process::Pid;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span};
 use wharf_protocol::{ByteOffset, Stream};
 
-use super::{Session, SessionError, Shell};
+use super::{
+    CLEAN_LINE, PASTE_END, PASTE_START, Session, SessionError, Shell, View,
+    nested::{self, Image},
+    spelled_out,
+};
 use crate::{
     core::random_hex,
     process::spawn::{self, Child, Spawn, Stdio},
     pty,
-    transcript::{Event, ShellFacts, Transcript},
+    transcript::{Author, Event, ShellFacts, Transcript},
 };
 
 const STARTUP_BASH: &str = include_str!("startup.bash");
 const STARTUP_SH: &str = include_str!("startup.sh");
+/// Before anything of the user's: nobody else reads the start-up file, and `!` is an ordinary character.
+const BEFORE_BASHRC: &str = "{ exec @FILE@<&-; } 2>/dev/null\nset +H\n\
+                             if [[ -f ~/.bashrc && -r ~/.bashrc ]]; then . ~/.bashrc; fi\n";
+/// Installs the hook, and takes the line that taught a shell out of its history.
+const FORGET: &str = "__wharf_line=$(HISTTIMEFORMAT= history 1)\n\
+                      case $__wharf_line in *__wharf_install*) history -d \"${__wharf_line%%[!0-9 ]*}\" ;; esac\n\
+                      __wharf_install \"$__wharf_was\"\n";
 const READ_BYTES: usize = 64 << 10;
-/// How often a quiet, busy shell is looked at: is it at a prompt that has lost its mark?
+/// More bytes than this are taken in off the threads that serve requests: rendering them may take a while.
+const FEW_BYTES: usize = 512;
+/// How often a quiet, busy shell is looked at: is it at a prompt that has no mark?
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 const LATER_LOOK: Duration = Duration::from_secs(2);
+/// How long a shell may take to learn to mark its prompts.
+const LONGEST_LESSON: Duration = Duration::from_secs(3);
 /// How long the terminal is read after the shell has ended while others hold it open.
 const DRAIN: Duration = Duration::from_millis(50);
+/// How long a terminal that no program has open is left alone: one may open it again.
+const ABANDONED: Duration = Duration::from_millis(200);
 /// How long a closed session's programs have to end by themselves.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+/// So many shells of one session can mark their prompts.
+const MOST_SHELLS: usize = 64;
 
 impl Session {
     /// Starts a shell if there is none; says whether it did.
-    pub(super) async fn ensure_shell(self: &Arc<Self>) -> Result<bool, SessionError> {
-        let mut shell = self.shell.lock().await;
+    pub(super) fn ensure_shell(self: &Arc<Self>) -> Result<bool, SessionError> {
+        let mut shell = self.current_shell();
         if self.closed.is_cancelled() {
             return Err(SessionError::Closed);
         }
         if shell.is_some() {
             return Ok(false);
         }
-        let (new, child, transcript) = self.spawn_shell()?;
+        let (new, child, intake) = self.spawn_shell()?;
         let new = Arc::new(new);
         *shell = Some(new.clone());
+        self.progress.send_modify(|progress| progress.prompts_at_start = progress.prompts);
+        drop(shell);
+        if let Some(end) = self.progress.borrow().last_end {
+            *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        }
         let span = info_span!("shell", session = %self.id(), pid = child.pid().as_raw_nonzero());
-        self.tasks.spawn(self.clone().pump(new, child, transcript).instrument(span));
+        self.tasks.spawn(self.clone().pump(new, child, intake).instrument(span));
         Ok(true)
     }
 
-    fn spawn_shell(&self) -> Result<(Shell, Child, Transcript), SessionError> {
+    fn spawn_shell(&self) -> Result<(Shell, Child, Intake), SessionError> {
         let terminal = self.terminal();
         let open = |source| SessionError::OpenTerminal { session: self.id().clone(), source };
         let start = |source| SessionError::StartShell { session: self.id().clone(), source };
@@ -57,17 +85,20 @@ impl Session {
         let settings = &self.settings;
         let mut environment = settings.environment.clone();
         environment.insert("TERM".to_owned(), settings.term.to_owned());
-        environment.insert("WHARF_NONCE".to_owned(), nonce.clone());
-        environment.insert("WHARF_SESSION".to_owned(), self.id().to_string());
-        if settings.plain_prompt {
-            environment.insert("WHARF_PLAIN_PROMPT".to_owned(), "1".to_owned());
-        }
         let path = environment.get("PATH").cloned().unwrap_or_else(|| spawn::DEFAULT_PATH.to_owned());
         let bash = spawn::find_program("bash", &path);
         let pastes = bash.is_some();
-        let startup = if pastes { STARTUP_BASH } else { STARTUP_SH };
-        let startup = spawn::memory_file("wharf-startup", &[startup, settings.startup].concat()).map_err(start)?;
+        let (startup, mut writer) = pipe().map_err(start)?;
         let startup_path = spawn::inherited_path(&startup);
+        let text = if pastes {
+            let file = startup_path.rsplit('/').next().unwrap_or_default();
+            [&BEFORE_BASHRC.replace("@FILE@", file), &self.lesson(STARTUP_BASH, &nonce), "__wharf_install\n"].concat()
+        } else {
+            self.lesson(STARTUP_SH, &nonce)
+        };
+        // A pipe holds 64 KiB, which is more than this, and is read but once.
+        writer.write_all([&text, settings.startup].concat().as_bytes()).map_err(start)?;
+        drop(writer);
         let argv = match &bash {
             Some(bash) => vec![bash.clone().into_os_string(), "--rcfile".into(), startup_path.into(), "-i".into()],
             None if spawn::find_program("sh", &path).is_none() => {
@@ -91,44 +122,72 @@ impl Session {
             tree: &self.tree,
         })
         .map_err(start)?;
-        let shell = Shell { pty, pid: child.pid(), pastes };
-        Ok((shell, child, Transcript::new(&nonce)))
+        let mut transcript = Transcript::default();
+        let author = transcript.add(nonce);
+        let intake = Intake {
+            transcript,
+            shells: vec![Marking { author, group: child.pid(), count: 0, image: None }],
+            repair: Repair::new(),
+            unpainted: None,
+            started_at: 0,
+        };
+        let shell = Shell {
+            pty,
+            pid: child.pid(),
+            pastes,
+            writing: tokio::sync::Mutex::new(()),
+            ending: CancellationToken::new(),
+        };
+        Ok((shell, child, intake))
+    }
+
+    /// The start-up file with a nonce, without the comments.
+    fn lesson(&self, startup: &str, nonce: &str) -> String {
+        let plain = if self.settings.plain_prompt { "PS1= PS2=" } else { ":" };
+        let lines = startup.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+        text.replace("@NONCE@", nonce).replace("@PLAIN@", plain)
     }
 
     /// Reads the shell's terminal until the shell has ended or the session is closed.
-    async fn pump(self: Arc<Self>, shell: Arc<Shell>, mut child: Child, mut transcript: Transcript) {
+    async fn pump(self: Arc<Self>, shell: Arc<Shell>, mut child: Child, mut intake: Intake) {
         let mut buffer = vec![0; READ_BYTES];
-        let mut latest_prompt = None;
-        let mut repair = Repair::new();
+        let mut abandoned_until = None;
         let end = loop {
-            let looking = shell.pastes && !self.progress.borrow().idle && !self.reads_lines.load(Ordering::Relaxed);
+            let looking = shell.pastes && !self.progress.borrow().idle;
+            let next_look = intake.repair.next_look;
             tokio::select! {
                 biased;
-                () = self.closed.cancelled() => {
-                    break child.end(GRACE).await;
-                }
-                read = shell.pty.read(&mut buffer) => match read {
-                    Ok(0) | Err(_) => break child.wait().await,
-                    Ok(count) => {
-                        self.take_in(&shell, &mut transcript, &buffer[..count], &mut latest_prompt, &mut repair).await;
-                    }
-                },
+                () = self.closed.cancelled() => break child.end(GRACE).await,
+                () = shell.ending.cancelled() => break child.end(GRACE).await,
                 end = child.wait() => {
-                    self.drain(&shell, &mut transcript, &mut buffer, &mut latest_prompt, &mut repair).await;
+                    let until = Instant::now() + DRAIN;
+                    while let Ok(Ok(count @ 1..)) = tokio::time::timeout_at(until, shell.pty.read(&mut buffer)).await {
+                        (intake, buffer) = self.take_in(&shell, intake, buffer, count).await;
+                    }
                     break end;
                 }
-                () = tokio::time::sleep_until(repair.next_look), if looking => {
-                    if repair.is_due(&shell) {
-                        debug!("the shell is at a prompt without a mark: its hooks are put back");
-                        repair.muted = true;
-                        // The shell may have gone meanwhile: then the loop ends by itself.
-                        let _ = shell.pty.write_all(b"\x15 __wharf_prompt\r").await;
+                // What has replaced the shell may have let go of the terminal, and runs on.
+                () = until(abandoned_until), if abandoned_until.is_some() => abandoned_until = None,
+                read = shell.pty.read(&mut buffer), if abandoned_until.is_none() => match read {
+                    Ok(0) | Err(_) => abandoned_until = Some(Instant::now() + ABANDONED),
+                    Ok(count) => (intake, buffer) = self.take_in(&shell, intake, buffer, count).await,
+                },
+                () = tokio::time::sleep_until(next_look), if looking => {
+                    if let Some(facts) = intake.unpainted.take() {
+                        // Readline paints no prompt that it could be known by.
+                        let mark = self.at_prompt(&mut intake, &mut *self.view(), facts);
+                        self.note(vec![mark], false);
+                    } else if let Some(output) = intake.repair.given_up() {
+                        self.show(&output);
+                    } else if let Some(pupil) = intake.pupil(&shell, &self) {
+                        self.teach(&shell, &mut intake, pupil).await;
                     }
                 }
             }
         };
         debug!(code = end.code, signal = end.signal, "the shell has ended");
-        let mut current = self.shell.lock().await;
+        let mut current = self.current_shell();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &shell)) {
             *current = None;
         }
@@ -136,6 +195,7 @@ impl Session {
         self.progress.send_modify(|progress| {
             progress.ends += 1;
             progress.idle = false;
+            progress.started = false;
             progress.last_end = Some(end);
         });
         if self.closed.is_cancelled() {
@@ -143,137 +203,305 @@ impl Session {
         }
     }
 
-    async fn drain(
-        &self,
-        shell: &Shell,
-        transcript: &mut Transcript,
-        buffer: &mut [u8],
-        latest_prompt: &mut Option<String>,
-        repair: &mut Repair,
-    ) {
-        let until = Instant::now() + DRAIN;
-        while let Ok(Ok(count @ 1..)) = tokio::time::timeout_at(until, shell.pty.read(buffer)).await {
-            self.take_in(shell, transcript, &buffer[..count], latest_prompt, repair).await;
-        }
+    /// Makes a shell that waits at its prompt mark it from now on. What it shows of that is kept from everybody.
+    async fn teach(&self, shell: &Shell, intake: &mut Intake, pupil: Pid) {
+        debug!(group = pupil.as_raw_nonzero(), "a shell is at a prompt without a mark: it is taught to mark it");
+        let nonce = random_hex(16);
+        let lesson = ["__wharf_was=$?\n", &self.lesson(STARTUP_BASH, &nonce), FORGET].concat();
+        let pastes = self.view().screen().takes_pastes();
+        let (start, end) = if pastes { (PASTE_START, PASTE_END) } else { ("", "") };
+        let line = format!("{CLEAN_LINE}{start} eval {}{end}\r", spelled_out(&lesson));
+        intake.add(nonce, pupil);
+        intake.repair.lesson =
+            Some(Lesson { until: Instant::now() + LONGEST_LESSON, group: pupil, output: Vec::new() });
+        // A shell that does not read it gives the lesson up by its time.
+        let _ = tokio::time::timeout(LONGEST_LESSON, shell.pty.write_all(line.as_bytes())).await;
     }
 
-    /// Applies what was read to the log, the view and the progress, then wakes whoever waits.
+    /// Shows output that was held back.
+    fn show(&self, output: &[u8]) {
+        let mut view = self.view();
+        self.log.append(Stream::Terminal, output);
+        view.output(output);
+        drop(view);
+        self.progress.send_modify(|progress| progress.changes += 1);
+    }
+
+    /// Takes in what was read, and answers what programs ask of the terminal.
     async fn take_in(
-        &self,
-        shell: &Shell,
-        transcript: &mut Transcript,
-        bytes: &[u8],
-        latest_prompt: &mut Option<String>,
-        repair: &mut Repair,
-    ) {
-        repair.heard();
-        let mut replies = Vec::new();
-        let mut marks = Vec::new();
-        let mut output = false;
+        self: &Arc<Self>,
+        shell: &Arc<Shell>,
+        mut intake: Intake,
+        buffer: Vec<u8>,
+        count: usize,
+    ) -> (Intake, Vec<u8>) {
+        let replies;
+        let buffer = if count <= FEW_BYTES {
+            replies = self.apply(shell, &mut intake, &buffer[..count]);
+            // Many small pieces must not keep a thread for themselves.
+            tokio::task::yield_now().await;
+            buffer
+        } else {
+            let (session, shell) = (self.clone(), shell.clone());
+            let work = move || {
+                let replies = session.apply(&shell, &mut intake, &buffer[..count]);
+                (intake, buffer, replies)
+            };
+            let taken;
+            (intake, taken, replies) =
+                tokio::task::spawn_blocking(work).await.expect("taking output in does not panic");
+            taken
+        };
+        if !replies.is_empty()
+            && self.terminals.load(Ordering::Relaxed) == 0
+            && let Ok(_writing) = shell.writing.try_lock()
         {
-            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-            for event in transcript.feed(bytes) {
-                match event {
-                    Event::Output(_) | Event::CommandStarted if repair.muted => {}
-                    Event::Output(bytes) => {
-                        output = true;
-                        self.log.append(Stream::Terminal, &bytes);
-                        view.output(&bytes);
-                        replies.extend(view.screen().take_replies());
-                    }
-                    Event::MoreWanted => repair.more_wanted = true,
-                    Event::CommandStarted => {
-                        repair.more_wanted = false;
-                        view.command_started();
-                        marks.push(Mark::Started(self.log.end()));
-                    }
-                    Event::PromptShown(facts) => {
-                        let painted_again = facts.prompt.is_some() && facts.prompt == *latest_prompt;
-                        // Readline has the terminal before it paints a prompt: what a program prints is no prompt.
-                        let forged = shell.pastes && shell.pty.is_canonical().unwrap_or(true);
-                        if painted_again || forged {
-                            continue;
-                        }
-                        repair.muted = false;
-                        repair.more_wanted = false;
-                        latest_prompt.clone_from(&facts.prompt);
-                        view.prompt_shown(&facts);
-                        marks.push(Mark::Prompt(facts, self.log.end()));
-                    }
-                }
-            }
-            self.progress.send_modify(|progress| {
-                progress.changes += u64::from(output);
-                for mark in marks {
-                    match mark {
-                        // Several commands of one text make one output.
-                        Mark::Started(start) if !std::mem::replace(&mut progress.started, true) => {
-                            progress.command_start = start;
-                            progress.idle = false;
-                        }
-                        Mark::Started(_) => progress.idle = false,
-                        Mark::Prompt(facts, start) => {
-                            progress.prompts += 1;
-                            progress.idle = true;
-                            progress.started = false;
-                            progress.facts = facts;
-                            progress.prompt_start = start;
-                        }
-                    }
-                }
-            });
-        }
-        if !replies.is_empty() && self.terminals.load(Ordering::Relaxed) == 0 {
             // A terminal answers at once or not at all: a full input queue loses the answer.
             let _ = tokio::time::timeout(DRAIN, shell.pty.write_all(&replies)).await;
         }
+        (intake, buffer)
     }
+
+    /// Applies what was read to the log, the view and the progress, then wakes whoever waits. Gives the terminal's
+    /// answers.
+    fn apply(&self, shell: &Shell, intake: &mut Intake, bytes: &[u8]) -> Vec<u8> {
+        intake.repair.heard();
+        let mut replies = Vec::new();
+        let mut marks = Vec::new();
+        let mut output = false;
+        let mut view = self.view();
+        for event in intake.transcript.feed(bytes) {
+            match event {
+                Event::Output(bytes) if intake.repair.lesson.is_some() => intake.repair.hold(&bytes),
+                Event::Output(bytes) => {
+                    output = true;
+                    self.log.append(Stream::Terminal, &bytes);
+                    view.output(&bytes);
+                    replies.extend(view.screen().take_replies());
+                }
+                Event::LineBegun => {
+                    if let Some(facts) = intake.unpainted.take() {
+                        marks.push(self.at_prompt(intake, &mut *view, facts));
+                    }
+                }
+                Event::CommandStarted { .. } | Event::LineRead if intake.repair.lesson.is_some() => {}
+                Event::LineRead => {
+                    view.line_read();
+                    marks.push(Mark::LineRead(self.log.end()));
+                }
+                Event::CommandStarted { author, count } => {
+                    if !intake.is_latest(author, count) {
+                        continue;
+                    }
+                    if let Some(facts) = intake.unpainted.take() {
+                        marks.push(self.at_prompt(intake, &mut *view, facts));
+                    }
+                    intake.started_at = nested::now_in_ticks();
+                    view.command_started();
+                    marks.push(Mark::Started(self.log.end()));
+                }
+                Event::PromptShown { author, count, facts } => {
+                    // A shell at its prompt has the terminal; whoever prints its mark otherwise is not that shell.
+                    let foreground = shell.pty.foreground_process_group().ok();
+                    if !intake.is_next_prompt(author, count, foreground) {
+                        continue;
+                    }
+                    if facts.echoes && shell.pastes {
+                        // What the shell still says before it paints the prompt, of jobs that have ended, is output.
+                        intake.unpainted = Some(facts);
+                    } else {
+                        marks.push(self.at_prompt(intake, &mut *view, facts));
+                    }
+                }
+            }
+        }
+        self.note(marks, output);
+        replies
+    }
+
+    /// Shows that a shell waits at its prompt.
+    fn at_prompt(&self, intake: &mut Intake, view: &mut dyn View, facts: ShellFacts) -> Mark {
+        if intake.repair.lesson.take().is_some() {
+            // The prompt that it has painted without a mark, and will paint again, is no output.
+            self.log.append(Stream::Terminal, ERASE_LINE);
+            view.output(ERASE_LINE);
+        }
+        view.prompt_shown(&facts);
+        Mark::Prompt(facts, self.log.end())
+    }
+
+    /// Puts what was said into the progress, and wakes whoever waits.
+    fn note(&self, marks: Vec<Mark>, output: bool) {
+        self.progress.send_modify(|progress| {
+            progress.changes += u64::from(output);
+            for mark in marks {
+                match mark {
+                    Mark::LineRead(end) => progress.line_read = Some(end),
+                    // Several commands of one text make one output.
+                    Mark::Started(start) if !std::mem::replace(&mut progress.started, true) => {
+                        progress.command_start = start;
+                        progress.idle = false;
+                    }
+                    Mark::Started(_) => progress.idle = false,
+                    Mark::Prompt(facts, start) => {
+                        // What is no command starts none: an error behind what was typed is all the output.
+                        if !progress.started
+                            && let Some(end) = progress.line_read.take()
+                        {
+                            progress.command_start = end;
+                        }
+                        progress.prompts += 1;
+                        progress.idle = true;
+                        progress.started = false;
+                        progress.facts = facts;
+                        progress.prompt_start = start;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+fn pipe() -> io::Result<(OwnedFd, std::fs::File)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((reader, writer.into()))
 }
 
 /// What a shell said, and where in the log.
 enum Mark {
+    LineRead(ByteOffset),
     Started(ByteOffset),
     Prompt(ShellFacts, ByteOffset),
 }
 
-/// Notices a shell that is at its prompt although no mark said so: its user has replaced PS1 and PROMPT_COMMAND.
+/// What is known of the shells on one terminal: the session's own, and those that were started in it or in its place.
+#[derive(Debug)]
+struct Intake {
+    transcript: Transcript,
+    shells: Vec<Marking>,
+    repair: Repair,
+    /// What a shell said before a prompt that is not painted yet.
+    unpainted: Option<ShellFacts>,
+    /// When the latest command started, in ticks since the start of the machine.
+    started_at: u64,
+}
+
+/// A shell that marks its prompts.
+#[derive(Debug)]
+struct Marking {
+    author: Author,
+    /// The process group that has the terminal when this shell is at its prompt.
+    group: Pid,
+    /// The count of its latest prompt.
+    count: u64,
+    /// What the process was at its latest prompt.
+    image: Option<Image>,
+}
+
+impl Intake {
+    fn is_latest(&self, author: Author, count: u64) -> bool {
+        self.shells.iter().any(|shell| shell.author == author && shell.count == count)
+    }
+
+    fn is_next_prompt(&mut self, author: Author, count: u64, foreground: Option<Pid>) -> bool {
+        let next =
+            |shell: &&mut Marking| shell.author == author && count > shell.count && Some(shell.group) == foreground;
+        let Some(shell) = self.shells.iter_mut().find(next) else { return false };
+        shell.count = count;
+        shell.image = nested::image(shell.group);
+        true
+    }
+
+    fn add(&mut self, nonce: String, group: Pid) {
+        if self.shells.len() < MOST_SHELLS {
+            let author = self.transcript.add(nonce);
+            self.shells.push(Marking { author, group, count: 0, image: None });
+            return;
+        }
+        // The first one is the session's own shell.
+        let Marking { author, .. } = self.shells.remove(1);
+        self.transcript.replace(author, nonce);
+        self.shells.push(Marking { author, group, count: 0, image: None });
+    }
+
+    /// A shell that waits at a prompt that it does not mark, so that it can be taught: nothing was printed for two looks,
+    /// nothing that was typed is left, and it cannot be reading anything else than a new command.
+    fn pupil(&mut self, shell: &Shell, session: &Session) -> Option<Pid> {
+        let group = shell.pty.foreground_process_group().ok();
+        let reading = group.filter(|_| shell.has_read_all());
+        let group = self.repair.look(reading)?;
+        let image = nested::image(group)?;
+        let typed_at = session.typed_at.load(Ordering::Relaxed);
+        let known = self.shells.iter().rfind(|shell| shell.group == group);
+        let can_learn = match known.map(|known| known.image) {
+            // The session's own shell before its first prompt: it still reads its start-up file.
+            Some(None) => false,
+            Some(Some(before)) if before != image => typed_at < self.started_at && nested::is_interactive_bash(group),
+            Some(Some(_)) => typed_at < self.started_at && session.may_lose_hook.load(Ordering::Relaxed),
+            None => typed_at < image.began && nested::is_interactive_bash(group),
+        };
+        can_learn.then_some(group)
+    }
+}
+
+/// Notices a shell that is at its prompt although no mark said so.
 #[derive(Debug)]
 struct Repair {
     next_look: Instant,
     pause: Duration,
-    /// Whether the latest look found the shell reading a line.
-    suspicious: bool,
-    /// Whether output is thrown away: it is the echo of what repairs the prompt.
-    muted: bool,
-    /// Whether the shell reads the rest of a command: nothing must be typed into that.
-    more_wanted: bool,
+    /// Whom the latest look found reading a line.
+    suspect: Option<Pid>,
+    lesson: Option<Lesson>,
+    /// Who did not learn to mark its prompts.
+    refused: Option<Pid>,
+}
+
+/// What a shell prints while it is taught is kept back.
+#[derive(Debug)]
+struct Lesson {
+    until: Instant,
+    group: Pid,
+    output: Vec<u8>,
 }
 
 impl Repair {
     fn new() -> Self {
-        Self {
-            next_look: Instant::now() + FIRST_LOOK,
-            pause: FIRST_LOOK,
-            suspicious: false,
-            muted: false,
-            more_wanted: false,
-        }
+        Self { next_look: Instant::now() + FIRST_LOOK, pause: FIRST_LOOK, suspect: None, lesson: None, refused: None }
     }
 
     fn heard(&mut self) {
         self.pause = FIRST_LOOK;
         self.next_look = Instant::now() + FIRST_LOOK;
-        self.suspicious = false;
+        self.suspect = None;
     }
 
-    /// Whether two looks in a row, with nothing printed between them, found the shell itself reading a line.
-    fn is_due(&mut self, shell: &Shell) -> bool {
-        let reading = shell.pty.foreground_process_group().is_ok_and(|group| group == shell.pid)
-            && shell.pty.is_canonical().is_ok_and(|canonical| !canonical);
-        let due = reading && self.suspicious && !self.muted && !self.more_wanted;
-        self.suspicious = reading;
-        self.pause = if reading { FIRST_LOOK } else { (self.pause * 2).min(LATER_LOOK) };
+    /// Whom two looks in a row, with nothing printed between them, found reading a line.
+    fn look(&mut self, reading: Option<Pid>) -> Option<Pid> {
+        let reading = reading.filter(|group| self.refused != Some(*group));
+        let found = reading.filter(|group| self.suspect == Some(*group) && self.lesson.is_none());
+        self.suspect = reading;
+        self.pause = if reading.is_some() { FIRST_LOOK } else { (self.pause * 2).min(LATER_LOOK) };
         self.next_look = Instant::now() + self.pause;
-        due
+        found
+    }
+
+    fn hold(&mut self, bytes: &[u8]) {
+        if let Some(lesson) = &mut self.lesson {
+            let room = READ_BYTES.saturating_sub(lesson.output.len());
+            lesson.output.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+    }
+
+    /// What a shell has printed that did not learn in time.
+    fn given_up(&mut self) -> Option<Vec<u8>> {
+        let late = self.lesson.take_if(|lesson| lesson.until <= Instant::now())?;
+        self.refused = Some(late.group);
+        Some(late.output)
     }
 }

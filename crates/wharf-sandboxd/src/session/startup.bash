@@ -1,49 +1,52 @@
-# What every session's bash reads in place of ~/.bashrc. It reads that first, then makes bash say, in escape
-# sequences that no terminal shows, when a command starts (PS0) and when the shell waits for input (PS1);
-# `transcript.rs` reads them. What is exported goes on in `exec bash` and in nested shells.
+# What makes a bash say, in escape sequences that no terminal shows, when it waits for a command (B) and when one
+# starts (C); `transcript.rs` reads them. The nonce is in this shell's memory alone: nothing here is exported.
 
-if [[ -f ~/.bashrc && -r ~/.bashrc ]]; then
-  . ~/.bashrc
-fi
-
-# Runs after the user's own PROMPT_COMMAND, which may have set PS1 anew. Typed at a prompt that has lost its
-# marks, it brings them back. The exit code stays as it was, but never ends a `set -e` shell.
+# Runs last of what runs before a prompt, with the shell's standard error at 3. The mark goes to the terminal itself,
+# wherever that leads. No option of the user's disturbs it, and `set -x` shows nothing of it.
 __wharf_prompt() {
-  local status=$? rest=${PATH-}: directory jobs='\j'
-  __wharf_python= __wharf_count=${__wharf_count:-0}
+  local - __wharf_status=$?
+  set +efux
+  local __wharf_jobs='\j' __wharf_host='\h' rest=${PATH-}: directory python= echoes=0
+  if [[ ${__wharf_saved-} ]]; then __wharf_status=$__wharf_saved __wharf_saved=; fi
   while [[ $rest ]]; do
     directory=${rest%%:*} rest=${rest#*:}
     if [[ -f $directory/python && -x $directory/python ]]; then
-      __wharf_python=$directory/python
+      python=$directory/python
       break
     fi
   done
   # As long as a process lives: what `kill` has just ended is then told of at this prompt, not at the one after.
-  if [[ ${jobs@P} != 0 ]]; then : "$(:)"; fi
-  case ${PROMPT_COMMAND-} in
-    *__wharf_prompt*) ;;
-    *) PROMPT_COMMAND="${PROMPT_COMMAND:+$PROMPT_COMMAND
-}{ __wharf_prompt; } 2>/dev/null" ;;
-  esac
-  if [[ ${WHARF_PLAIN_PROMPT-} ]]; then PS1='' PS2=''; fi
+  if [[ ${__wharf_jobs@P} != 0 ]]; then : "$(:)"; fi
+  __wharf_count=$((${__wharf_count:-0} + 1))
+  printf -v __wharf_start '\e]7777;@NONCE@;C\037%s\a' "$__wharf_count"
   case ${PS0-} in
-    *'${WHARF_NONCE}'*) ;;
-    *) PS0=${PS0-}'\e]7777;${WHARF_NONCE};C\a' ;;
+    *__wharf_start*) ;;
+    *) PS0=${PS0-}'${__wharf_start-}' ;;
   esac
-  case ${PS2-} in
-    *'${WHARF_NONCE}'*) ;;
-    *) PS2='\[\e]7777;${WHARF_NONCE};P\a\]'${PS2-} ;;
-  esac
-  # The count grows only when a prompt is made, not when readline paints it again.
-  case ${PS1-} in
-    *'${WHARF_NONCE}'*) ;;
-    *) PS1='\[\e]7777;${WHARF_NONCE};B\037$$:$((__wharf_count+=1))\037$?\037${!-}\037$EUID\037\h\037${PWD@Q}\037${__wharf_python@Q}\a\]'${PS1-} ;;
-  esac
+  @PLAIN@
+  # Also after TERM has become another one.
+  bind 'set enable-bracketed-paste on'
+  if [[ -t 3 ]]; then echoes=1; fi
+  set -- "$__wharf_count" "$echoes" "$__wharf_status" "${!-}" "$EUID" "${__wharf_host@P}" "${PWD@Q}" "${python@Q}"
+  printf '\e]7777;@NONCE@;B\037%s\037%s\037%s\037%s\037%s\037%s\037%s\037%s\a' "$@" >/dev/tty ||
+    printf '\e]7777;@NONCE@;B\037%s\037%s\037%s\037%s\037%s\037%s\037%s\037%s\a' "$@" >&3
+  return 0
+}
+
+# Puts the hook behind the user's own. As an element of its own it stays when the user sets PROMPT_COMMAND anew.
+__wharf_install() {
+  local status=${1-$?} hook='{ __wharf_prompt; } 3>&2 2>/dev/null'
+  if ((BASH_VERSINFO[0] > 5 || BASH_VERSINFO[0] == 5 && BASH_VERSINFO[1] > 0)); then
+    case "${PROMPT_COMMAND[*]-}" in
+      *__wharf_prompt*) ;;
+      *) PROMPT_COMMAND[${#PROMPT_COMMAND[@]} > 0 ? ${#PROMPT_COMMAND[@]} : 1]=$hook ;;
+    esac
+  else
+    case ${PROMPT_COMMAND-} in
+      *__wharf_prompt*) ;;
+      *) PROMPT_COMMAND=$'__wharf_saved=$?\n'${PROMPT_COMMAND:+$PROMPT_COMMAND$'\n'}$hook ;;
+    esac
+  fi
   case $- in *e*) return 0 ;; esac
   return "$status"
 }
-
-export -f __wharf_prompt
-export PROMPT_COMMAND
-__wharf_prompt
-bind 'set enable-bracketed-paste on' 2>/dev/null

@@ -121,9 +121,11 @@ impl Drop for Reservation<'_> {
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         let kind = match &error {
-            SessionError::Busy { .. } | SessionError::NothingRunning { .. } | SessionError::Closed => {
-                ProblemKind::Conflict
-            }
+            SessionError::Busy { .. }
+            | SessionError::NothingRunning { .. }
+            | SessionError::NotRead { .. }
+            | SessionError::Reset { .. }
+            | SessionError::Closed => ProblemKind::Conflict,
             SessionError::OpenTerminal { .. }
             | SessionError::StartShell { .. }
             | SessionError::Write { .. }

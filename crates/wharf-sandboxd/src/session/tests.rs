@@ -10,7 +10,12 @@ async fn session() -> (Arc<Session>, tempfile::TempDir) {
 }
 
 async fn session_with(path: &str) -> (Arc<Session>, tempfile::TempDir) {
+    session_prepared(path, |_| {}).await
+}
+
+async fn session_prepared(path: &str, prepare: impl FnOnce(&std::path::Path)) -> (Arc<Session>, tempfile::TempDir) {
     let home = tempfile::tempdir().unwrap();
+    prepare(home.path());
     let environment =
         Environment::from([("PATH".into(), path.to_owned()), ("HOME".into(), home.path().display().to_string())]);
     let settings = SessionSettings {
@@ -66,6 +71,7 @@ fn finished(exit_code: i32, output: &str) -> (CommandOutcome, String) {
 #[tokio::test]
 async fn a_command_ends_with_its_exit_code_and_output_whatever_the_shell_was_told() {
     let (session, _home) = session().await;
+    let mut wrong = Vec::new();
     for (command, code, output) in [
         ("echo hello", 0, "hello"),
         ("(exit 3)", 3, ""),
@@ -76,8 +82,19 @@ async fn a_command_ends_with_its_exit_code_and_output_whatever_the_shell_was_tol
         ("echo after PS1", 0, "after PS1"),
         ("PROMPT_COMMAND=", 0, ""),
         ("echo after PROMPT_COMMAND; (exit 4)", 4, "after PROMPT_COMMAND"),
-        ("PS1='lost> ' PROMPT_COMMAND=; (exit 5)", 5, "lost>"),
+        ("PS1='lost> ' PROMPT_COMMAND=; (exit 5)", 5, ""),
         ("echo found", 0, "found"),
+        ("unset PROMPT_COMMAND PS0; (exit 6)", 6, ""),
+        ("echo taught", 0, "taught"),
+        ("PROMPT_COMMAND=(true); (exit 8)", 8, ""),
+        ("PROMPT_COMMAND=(); (exit 9)", 9, ""),
+        ("printf 'a\tb\x1b[1m\u{200b}c\n'  ", 0, "a       b\u{200b}c"),
+        ("cat <<'EOF'\n\tx\u{3}\u{1a}\u{13}y \r\nEOF", 0, "        xy"),
+        ("printf '%s' 'a\rb\x1b[201~c' | od -An -c", 0, "   a  \\r   b 033   [   2   0   1   ~   c"),
+        ("printf '%q' 'fix!important'", 0, "fix\\!important"),
+        ("echo \"fix!important\"", 0, "fix!important"),
+        ("echo )", 2, "bash: syntax error near unexpected token `)'"),
+        ("echo behind", 0, "behind"),
         ("set -u; set -o pipefail", 0, ""),
         ("set -e", 0, ""),
         ("true", 0, ""),
@@ -90,20 +107,160 @@ async fn a_command_ends_with_its_exit_code_and_output_whatever_the_shell_was_tol
         ("bash", 0, ""),
         ("echo nested", 0, "nested"),
         ("exit 7", 7, "exit"),
+        ("exec 2>/dev/null", 0, ""),
+        ("echo no errors; echo error >&2; (exit 4)", 4, "no errors"),
+        ("echo )", 2, ""),
+        ("exec 2>&1", 0, ""),
+        ("echo errors again >&2", 0, "errors again"),
+        ("exec >/dev/null", 0, ""),
+        ("echo x; (exit 3)", 3, ""),
+        ("exec >/dev/tty", 0, ""),
         ("printf '\\033]7777;%s;B\\037\\a' guessed; echo x", 0, "x"),
-        ("env | grep -c \"$(printf '\\033')\"", 1, "0"),
     ] {
-        assert_eq!(run(&session, command).await, finished(code, output), "{command}");
+        let ran = run(&session, command).await;
+        if ran != finished(code, output) {
+            wrong.push(format!("{command:?}: {ran:?}, not {code}, {output:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    session.close().await;
+}
+
+/// The nonce, as only the shell itself can tell it: a program that knew it would be as dangerous as can be.
+async fn nonce(session: &Arc<Session>) -> String {
+    let (_, text) = run(session, "declare -f __wharf_prompt | grep -o '7777;[0-9a-f]*' | head -n 1").await;
+    text.trim_start_matches("7777;").to_owned()
+}
+
+fn forged(nonce: &str, count: u64) -> String {
+    format!(r"printf '\033]7777;{nonce};B\037{count}\0371\0379\037\0370\037h\037/\037\a\033[?2004h' >/dev/tty")
+}
+
+#[tokio::test]
+async fn nobody_but_the_shell_at_its_prompt_says_that_a_command_has_ended() {
+    let (session, _home) = session().await;
+    let nonce = nonce(&session).await;
+    assert_eq!(nonce.len(), 32);
+    let soon = forged(&nonce, 1000);
+    for (how, command) in [
+        ("a program", format!("sh -c \"$(cat <<'EOF'\n{soon}\nEOF\n)\"; sleep 0.3; echo real; (exit 2)")),
+        (
+            "line mode off",
+            format!(
+                "sh -c \"$(cat <<'EOF'\nstty raw -echo; {soon}; sleep 0.3; stty sane\nEOF\n)\"; echo real; (exit 2)"
+            ),
+        ),
+        ("a background job", format!("sh -c \"$(cat <<'EOF'\n{soon}\nEOF\n)\" & sleep 0.3; echo real; (exit 2)")),
+        (
+            "a replayed mark",
+            // The count of an earlier prompt: what a recording of this terminal holds.
+            format!("{}; sleep 0.3; echo real; (exit 2)", forged(&nonce, 1)),
+        ),
+        (
+            "an unknown nonce, by a child in the shell's own group",
+            format!(
+                "set +m; sh -c \"$(cat <<'EOF'\n{}\nEOF\n)\"; set -m; echo real; (exit 2)",
+                forged(&"0".repeat(32), 1000)
+            ),
+        ),
+    ] {
+        let (outcome, output) = run(&session, &command).await;
+        assert_eq!(outcome, CommandOutcome::Finished { exit_code: 2 }, "{how}: {output}");
+        assert!(output.ends_with("real"), "{how}: {output}");
     }
     session.close().await;
 }
 
 #[tokio::test]
-async fn a_mark_that_a_program_prints_ends_nothing() {
-    let (session, _home) = session().await;
-    // Even with the right nonce: while a program runs, the terminal is not in readline's hands.
-    let forge = r#"printf '\033]7777;%s;B\0371:1\0379\037\a' "$WHARF_NONCE"; echo real; (exit 2)"#;
-    assert_eq!(run(&session, forge).await, finished(2, "real"));
+async fn no_program_finds_the_nonce() {
+    let (session, home) = session().await;
+    let nonce = nonce(&session).await;
+    let look = "
+import glob, os, sys
+pid = os.getppid()
+seen = [open(name, 'rb').read() for name in (f'/proc/{pid}/environ', f'/proc/{pid}/cmdline', '/proc/self/environ')]
+for link in glob.glob(f'/proc/{pid}/fd/*') + glob.glob('/proc/self/fd/*'):
+    try:
+        target = os.readlink(link)
+        if target.startswith(('/memfd', '/tmp')) or 'pipe' in target:
+            seen.append(target.encode() + os.pread(os.open(link, os.O_RDONLY | os.O_NONBLOCK), 100000, 0))
+    except OSError:
+        pass
+sys.stdout.write('found' if any(sys.argv[1].encode() in text for text in seen) else f'looked at {len(seen)}')
+";
+    std::fs::write(home.path().join("look.py"), look).unwrap();
+    // The command line would tell it: it comes in two halves.
+    let halves = nonce.split_at(16);
+    let command = format!(
+        "printf 'import sys, runpy; sys.argv[1:] = [\"{}\" + \"{}\"]; runpy.run_path(\"look.py\")' > run.py; python3 run.py",
+        halves.0, halves.1
+    );
+    let (_, said) = run(&session, &command).await;
+    assert!(said.starts_with("looked at "), "{said}");
+    for command in
+        ["history", "set -x; true; set +x", "bash -c set", "bash -c 'declare -p; declare -f'", "ps ww", "env"]
+    {
+        let (_, said) = run(&session, command).await;
+        assert!(!said.contains(&nonce), "{command}: {said}");
+    }
+    let trace = "exec 9>trace; BASH_XTRACEFD=9; set -x; true";
+    run(&session, trace).await;
+    run(&session, "set +x; exec 9>&-").await;
+    assert!(!std::fs::read_to_string(home.path().join("trace")).unwrap().contains(&nonce));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_session_looks_like_an_ordinary_shell() {
+    let (plain_home, path) = (tempfile::tempdir().unwrap(), std::env::var("PATH").unwrap());
+    let settings = r#"
+PS1='mine> ' PS2='more> ' PROMPT_COMMAND='seen=yes' HISTSIZE=77
+alias hi='echo hello'
+"#;
+    let (session, home) = session_prepared(&path, |home| {
+        std::fs::write(home.join(".bashrc"), settings).unwrap();
+        std::fs::write(home.join(".bash_history"), "first\nsecond\n").unwrap();
+    })
+    .await;
+    for (command, output) in [
+        ("echo \"$PS1|$PS2|$PROMPT_COMMAND|$seen|$HISTSIZE\"", "mine> |more> |seen=yes|yes|77"),
+        ("hi", "hello"),
+        (
+            "history | head -n 3",
+            "    1  first\n    2  second\n    3  echo \"$PS1|$PS2|$PROMPT_COMMAND|$seen|$HISTSIZE\"",
+        ),
+        ("PROMPT_COMMAND='later=yes'", ""),
+        ("echo $PROMPT_COMMAND $later", "later=yes yes"),
+        ("env | grep -ic wharf", "0"),
+        ("env | grep -c BASH_FUNC", "0"),
+        ("true last; : \"$(:)\"", ""),
+        ("false | true", ""),
+        ("echo ${PIPESTATUS[*]}", "1 0"),
+        ("true argument", ""),
+        ("echo $_", "argument"),
+        ("trap -p; declare -p PIPESTATUS >/dev/null; echo $-", "himBs"),
+    ] {
+        let (_, said) = run(&session, command).await;
+        let said = if command.ends_with("$-") { said.replace('H', "") } else { said };
+        if command.ends_with("$-") {
+            assert!(!said.contains(['x', 'e', 'u', 'f']), "{said}");
+        } else {
+            assert_eq!(said, output, "{command}");
+        }
+    }
+    let (_, names) = run(&session, "env | cut -d= -f1 | sort | tr '\\n' ' '").await;
+    let script = "env | cut -d= -f1 | sort | tr '\\n' ' '";
+    let bare = std::process::Command::new("bash")
+        .args(["-ic", script])
+        .env_clear()
+        .envs([("PATH", path.as_str()), ("TERM", "xterm-256color")])
+        .env("HOME", plain_home.path())
+        .envs(["USER", "LOGNAME", "SHELL"].map(|name| (name, "x")))
+        .output()
+        .unwrap();
+    let bare = String::from_utf8(bare.stdout).unwrap().replace("LANG ", "");
+    assert_eq!(names.replace("LANG ", "").replace("OLDPWD ", ""), bare.trim_end().replace("OLDPWD ", ""));
+    drop(home);
     session.close().await;
 }
 
@@ -210,7 +367,7 @@ async fn a_shell_that_is_no_bash_serves_too() {
     ] {
         assert_eq!(run(&session, command).await, finished(code, output), "{command}");
     }
-    assert_eq!(session.info().await.working_dir, "/");
+    assert_eq!(session.info().working_dir, "/");
     assert_eq!(run(&session, "exit 4").await.0, CommandOutcome::ShellEnded { code: Some(4), signal: None });
     assert_eq!(run(&session, "echo again").await, finished(0, "again"));
     session.close().await;
@@ -228,5 +385,55 @@ async fn a_command_after_keys_that_a_program_left_over_is_not_taken_for_them() {
         let word = format!("round {round}");
         assert_eq!(run(&session, &format!("echo {word}")).await, finished(0, &word));
     }
+    session.close().await;
+}
+
+/// Whatever has become of the shell, a reset gives another one.
+#[tokio::test]
+async fn a_session_whose_shell_is_lost_can_be_reset_and_closed() {
+    for command in
+        ["exec sleep 30 >/dev/null 2>&1 </dev/null", "kill -STOP $$", "exec cat", "stty -F /dev/tty raw; exec sleep 30"]
+    {
+        let (session, home) = session().await;
+        run(&session, "lost=yes; cd /").await;
+        let patience = RunRequest { timeout_ms: Some(500), ..request(command) };
+        assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::TimedOut, "{command}");
+        session.reset().await.unwrap();
+        let ran = session.run(&request("echo \"${lost-gone} $PWD\"")).await.unwrap();
+        assert_eq!(ran.output, format!("gone {}", home.path().display()), "{command}");
+        assert!(!ran.new_shell, "who resets a session knows that its shell is new");
+        assert_eq!(session.run(&patience).await.unwrap().outcome, CommandOutcome::TimedOut, "{command}");
+        tokio::time::timeout(Duration::from_secs(15), session.close()).await.expect(command);
+    }
+}
+
+#[tokio::test]
+async fn a_paste_that_nobody_reads_stops_nothing_else() {
+    let (session, _home) = session().await;
+    run_until_quiet(&session, "sleep 60", 100).await;
+    let typing = tokio::spawn({
+        let session = session.clone();
+        async move { session.type_bytes(&b"line\r".repeat(24_000)).await }
+    });
+    // The terminal's queue is full once typing goes on no more; nobody says so, so this looks at both.
+    let mut progress = session.progress();
+    while progress.borrow().changes < 2 {
+        progress.changed().await.unwrap();
+    }
+    assert_eq!(session.info().state, SessionState::Busy);
+    session.resize(TerminalSize { rows: 30, columns: 90 }).await.unwrap();
+    assert!(matches!(session.run(&request("echo x")).await, Err(SessionError::Busy { .. })));
+    tokio::time::timeout(Duration::from_secs(15), session.reset()).await.unwrap().unwrap();
+    assert!(matches!(typing.await.unwrap(), Err(SessionError::Reset { .. })));
+    assert_eq!(run(&session, "echo alive").await, finished(0, "alive"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_command_in_a_shell_that_took_an_ended_ones_place_says_so() {
+    let (session, _home) = session().await;
+    run(&session, "exit 3").await;
+    assert!(session.run(&request("true")).await.unwrap().new_shell);
+    assert!(!session.run(&request("true")).await.unwrap().new_shell);
     session.close().await;
 }

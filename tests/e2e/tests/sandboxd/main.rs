@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 mod files;
+mod sessions;
 
 const SECRET: &str = "the-bind-secret-of-a-test";
 const KEY: &str = "the-key-of-a-test";
@@ -64,6 +65,31 @@ impl Server {
         let mut server = Self { child, port, home, agent };
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(server.child.try_wait().unwrap().is_none(), "the server has ended");
+            std::thread::yield_now();
+        }
+        server
+    }
+
+    /// A server that was started with OpenHands' command line, and speaks its dialect.
+    fn openhands() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let port = wharf_e2e::free_port();
+        let child = Command::new(wharf_e2e::program("wharf-sandboxd"))
+            .args([&port.to_string(), "--username", "root", "--working-dir"])
+            .arg(home.path())
+            .env_remove("SESSION_API_KEY")
+            .env("NO_CHANGE_TIMEOUT_SECONDS", "2")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(120)))
+            .build()
+            .into();
+        let server = Self { child, port, home, agent };
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
             std::thread::yield_now();
         }
         server

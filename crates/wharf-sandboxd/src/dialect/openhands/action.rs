@@ -92,7 +92,7 @@ impl ActionKind {
 
     fn optional(self) -> &'static [&'static str] {
         match self {
-            Self::Run => &["is_input", "blocking", "is_static", "cwd", "hidden", "confirmation_state"],
+            Self::Run => &["is_input", "blocking", "is_static", "cwd", "hidden", "confirmation_state", "reset"],
             Self::RunIpython => &["include_extra", "confirmation_state", "kernel_init_code"],
             Self::Read => &["start", "end", "impl_source", "view_range"],
             Self::Write => &["start", "end"],

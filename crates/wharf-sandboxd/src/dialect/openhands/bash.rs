@@ -22,6 +22,12 @@ const MORE: &str = "You may wait longer to see additional output by sending empt
                     for future commands.";
 const CONTINUED: &str = "[Below is the output of the previous command.]\n";
 const LONGEST_CONTENT: usize = 30_000;
+/// The words of OpenHands' later terminal tool.
+const RESET: &str = "Terminal session has been reset. All previous environment variables and session state have been \
+                     cleared.";
+const RESET_COMMAND: &str = "[RESET]";
+/// Keys that the shell answers with a new prompt, or by ending: Ctrl-C, Ctrl-D, Ctrl-J, Ctrl-M.
+const ANSWERED_KEYS: [u8; 4] = [3, 4, 10, 13];
 
 /// The arguments of a `run` action that matter here.
 #[derive(Debug, Clone)]
@@ -30,6 +36,8 @@ pub struct Run {
     pub is_input: bool,
     pub blocking: bool,
     pub hidden: bool,
+    /// Whether another shell takes the place of the present one before the command runs.
+    pub reset: bool,
     pub timeout: Option<Duration>,
 }
 
@@ -90,7 +98,10 @@ pub struct BashShell {
     no_change_timeout: Duration,
     reported: Reported,
     /// The whole text behind the latest report of a pending command.
-    told: String,
+    told: Option<String>,
+    /// Whether the agent knows that the shell has ended and a new one takes its place.
+    told_of_end: bool,
+    initial_dir: String,
     working_dir: String,
 }
 
@@ -102,7 +113,16 @@ impl BashShell {
         working_dir: String,
         no_change_timeout: Duration,
     ) -> Self {
-        Self { session, console, no_change_timeout, reported: Reported::Nothing, told: String::new(), working_dir }
+        Self {
+            session,
+            console,
+            no_change_timeout,
+            reported: Reported::Nothing,
+            told: None,
+            told_of_end: false,
+            initial_dir: working_dir.clone(),
+            working_dir,
+        }
     }
 
     /// Where the shell was when its latest command ended.
@@ -125,6 +145,31 @@ impl BashShell {
     /// A dropped call leaves the command running; the next call reports it as pending if it told about it already,
     /// else its output precedes that of the next command.
     pub async fn execute(&mut self, run: &Run) -> Result<RunReply, SessionError> {
+        if !run.reset {
+            return self.execute_in_shell(run).await;
+        }
+        self.session.reset().await?;
+        self.reported = Reported::Nothing;
+        self.told = None;
+        self.told_of_end = false;
+        self.working_dir.clone_from(&self.initial_dir);
+        if run.command.trim().is_empty() {
+            let metadata =
+                Metadata { exit_code: 0, working_dir: Some(self.working_dir.clone()), ..Metadata::default() };
+            return Ok(reply(RESET.to_owned(), RESET_COMMAND, metadata, run.hidden));
+        }
+        Ok(match self.execute_in_shell(run).await? {
+            RunReply::Ran { content, command, metadata, hidden } => RunReply::Ran {
+                content: format!("{RESET}\n\n{content}"),
+                command: format!("{RESET_COMMAND} {command}"),
+                metadata,
+                hidden,
+            },
+            refused @ RunReply::Refused(_) => refused,
+        })
+    }
+
+    async fn execute_in_shell(&mut self, run: &Run) -> Result<RunReply, SessionError> {
         let command = run.command.trim();
         if self.reported != Reported::Pending {
             if command.is_empty() {
@@ -139,6 +184,7 @@ impl BashShell {
             return Ok(multiple(&commands, command, run.hidden));
         }
         self.session.ready().await?;
+        let replaced = self.session.take_replaced().filter(|_| !std::mem::take(&mut self.told_of_end));
         let mut progress = self.session.progress();
         let before = progress.borrow_and_update().clone();
         let started = Instant::now();
@@ -152,21 +198,38 @@ impl BashShell {
                 ),
                 ..Metadata::default()
             };
-            let raw = self.console().capture().between_prompts();
-            let content = self.news(command, raw, &mut metadata, CONTINUED);
+            let raw = self.capture().await.between_prompts();
+            let content = self.news(None, raw, &mut metadata, CONTINUED);
             return Ok(reply(content, command, metadata, run.hidden));
         }
         let key = special_key(command);
+        let mut echoed = None;
         match (command, key) {
             ("", _) => {}
-            (_, Some(key)) => self.session.type_bytes(&[key]).await?,
+            (_, Some(key)) if idle && !ANSWERED_KEYS.contains(&key) => {
+                if self.session.press_at_prompt(key).await?
+                    && self.session.progress().borrow().prompts == before.prompts
+                {
+                    return Ok(self.did_nothing(command, run.hidden));
+                }
+            }
+            (_, Some(key)) => {
+                self.console().end_echo();
+                self.session.type_bytes(&[key]).await?;
+            }
             (_, None) if run.is_input => {
+                echoed = Some(command).filter(|_| self.session.echoes_input());
                 self.session.type_bytes(command.replace('\n', "\r").as_bytes()).await?;
                 self.session.type_bytes(b"\r").await?;
             }
             (_, None) => {
-                if self.reported != Reported::Pending {
-                    self.console().expect_echo(command);
+                if before.facts.echoes {
+                    // The output of a command that ended unseen stands before the new one, as in the original.
+                    if self.reported == Reported::Pending {
+                        self.console().expect_shown_echo(command);
+                    } else {
+                        self.console().expect_echo(command);
+                    }
                 }
                 self.session.submit(command).await?;
             }
@@ -175,13 +238,53 @@ impl BashShell {
         let prompts_before = if command.is_empty() && idle { None } else { Some(before.prompts) };
         let no_change = (!run.blocking).then_some(self.no_change_timeout);
         let outcome = wait_for_end(&mut progress, &before, prompts_before, started, no_change, run.timeout).await;
-        self.report(outcome, command, key.is_some(), run, &progress.borrow().clone())
+        let now = progress.borrow().clone();
+        let mut told = self.report(outcome, command, echoed, key.is_some(), run, &now).await?;
+        if let (Some(end), RunReply::Ran { metadata, .. }) = (replaced, &mut told) {
+            metadata.prefix.insert_str(
+                0,
+                &format!(
+                    "[The shell had ended (exit code {}). This command ran in a new one: directory, variables, functions \
+                     and background jobs of the old one are gone.]\n",
+                    end.shell_code()
+                ),
+            );
+        }
+        Ok(told)
     }
 
-    fn report(
+    /// A key at the prompt that the shell answers with nothing.
+    fn did_nothing(&mut self, command: &str, hidden: bool) -> RunReply {
+        let metadata = Metadata {
+            exit_code: 0,
+            working_dir: Some(self.working_dir.clone()),
+            suffix: completed(0, Some(command)),
+            ..self.facts(&self.session.progress().borrow().clone())
+        };
+        self.reported = Reported::Completed;
+        self.told = None;
+        self.console().clear();
+        reply(String::new(), command, metadata, hidden)
+    }
+
+    fn facts(&self, progress: &Progress) -> Metadata {
+        let facts = &progress.facts;
+        Metadata {
+            exit_code: facts.exit_code.unwrap_or(-1),
+            pid: facts.background_pid.unwrap_or(-1),
+            username: self.session.username(facts.uid),
+            hostname: facts.hostname.clone(),
+            working_dir: facts.working_dir.clone(),
+            python: Some(facts.python.clone().unwrap_or_default()),
+            ..Metadata::default()
+        }
+    }
+
+    async fn report(
         &mut self,
         outcome: Waited,
         command: &str,
+        echoed: Option<&str>,
         is_key: bool,
         run: &Run,
         progress: &Progress,
@@ -189,16 +292,7 @@ impl BashShell {
         let mut metadata = Metadata::default();
         match outcome {
             Waited::Prompt | Waited::ShellEnded(_) => {
-                let facts = &progress.facts;
-                metadata = Metadata {
-                    exit_code: facts.exit_code.unwrap_or(-1),
-                    pid: facts.background_pid.unwrap_or(-1),
-                    username: self.session.username(facts.uid),
-                    hostname: facts.hostname.clone(),
-                    working_dir: facts.working_dir.clone(),
-                    python: Some(facts.python.clone().unwrap_or_default()),
-                    ..Metadata::default()
-                };
+                metadata = self.facts(progress);
                 if let Waited::ShellEnded(end) = &outcome {
                     metadata.exit_code = end.shell_code();
                     metadata.working_dir = Some(self.working_dir.clone());
@@ -206,7 +300,7 @@ impl BashShell {
                 if let Some(directory) = &metadata.working_dir {
                     self.working_dir.clone_from(directory);
                 }
-                let capture = self.console().capture();
+                let capture = self.capture().await;
                 let raw = match outcome {
                     Waited::Prompt if capture.lost_its_start() => {
                         let raw = capture.before_last_prompt().to_owned();
@@ -219,56 +313,79 @@ impl BashShell {
                     }
                     _ => Capture::between_prompts(&capture),
                 };
-                let key = if is_key {
-                    format!(" CTRL+{} was sent.", command.chars().last().unwrap_or_default().to_uppercase())
-                } else {
-                    String::new()
-                };
-                metadata.suffix = format!("\n[The command completed with exit code {}.{key}]", metadata.exit_code);
-                let content = self.news(command, raw, &mut metadata, "");
+                metadata.suffix = completed(metadata.exit_code, Some(command).filter(|_| is_key));
+                if let Waited::ShellEnded(_) = &outcome {
+                    self.told_of_end = true;
+                    metadata.suffix.push_str(&format!(
+                        "\n[The shell has ended. The next command runs in a new one, in {}: variables, functions and \
+                         background jobs are gone.]",
+                        self.working_dir
+                    ));
+                }
+                let content = self.news(echoed, raw, &mut metadata, "");
                 self.reported = Reported::Completed;
-                self.told.clear();
+                self.told = None;
                 self.console().clear();
                 Ok(reply(content, command, metadata, run.hidden))
             }
             Waited::NoChange(after) => {
                 metadata.suffix =
                     format!("\n[The command has no new output after {} seconds. {MORE}]", after.as_secs());
-                Ok(self.still_running(command, metadata))
+                Ok(self.still_running(command, echoed, metadata).await)
             }
             Waited::TimedOut(after) => {
                 metadata.suffix =
                     format!("\n[The command timed out after {} seconds. {MORE}]", python_float(after.as_secs_f64()));
-                Ok(self.still_running(command, metadata))
+                Ok(self.still_running(command, echoed, metadata).await)
             }
             Waited::Closed => Err(SessionError::Closed),
         }
     }
 
-    fn still_running(&mut self, command: &str, mut metadata: Metadata) -> RunReply {
+    async fn still_running(&mut self, command: &str, echoed: Option<&str>, mut metadata: Metadata) -> RunReply {
         self.reported = Reported::Pending;
-        let raw = self.console().capture().between_prompts();
-        let content = self.news(command, raw, &mut metadata, CONTINUED);
+        let raw = self.capture().await.between_prompts();
+        let content = self.news(echoed, raw, &mut metadata, CONTINUED);
         reply(content, command, metadata, false)
     }
 
-    /// What is new in `raw` since the last report, without the echo of `command` and white space around it.
-    fn news(&mut self, command: &str, raw: String, metadata: &mut Metadata, continued: &str) -> String {
-        let new = if self.told.is_empty() {
-            raw.as_str()
-        } else {
-            continued.clone_into(&mut metadata.prefix);
-            raw.strip_prefix(self.told.as_str()).unwrap_or(&raw)
+    /// What is new in `raw` since the last report, without the echo of an input line and white space around it.
+    fn news(&mut self, echoed: Option<&str>, raw: String, metadata: &mut Metadata, continued: &str) -> String {
+        let new = match &self.told {
+            None => raw.as_str(),
+            Some(told) => {
+                continued.clone_into(&mut metadata.prefix);
+                raw.strip_prefix(told.as_str()).unwrap_or(&raw)
+            }
         };
         let new = new.trim_start();
-        let content = new.strip_prefix(command.trim_start()).unwrap_or(new).trim().to_owned();
-        self.told = raw;
+        let content = echoed.and_then(|input| without_echo(new, input)).unwrap_or(new).trim().to_owned();
+        self.told = Some(raw);
         content
+    }
+
+    /// The text of the console, taken off the threads that serve requests: it may have ten thousand long lines.
+    async fn capture(&self) -> Capture {
+        let console = self.console.clone();
+        let capture = move || console.lock().unwrap_or_else(PoisonError::into_inner).capture();
+        tokio::task::spawn_blocking(capture).await.expect("reading the console does not panic")
     }
 
     fn console(&self) -> MutexGuard<'_, Console> {
         self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The line behind the output of a command that has ended; `key` is the one that was pressed.
+fn completed(exit_code: i32, key: Option<&str>) -> String {
+    let key = key.and_then(|key| key.chars().last());
+    let key = key.map_or(String::new(), |key| format!(" CTRL+{} was sent.", key.to_uppercase()));
+    format!("\n[The command completed with exit code {exit_code}.{key}]")
+}
+
+/// The text behind the echo of an input line, if it begins with that: a line of its own.
+fn without_echo<'a>(text: &'a str, input: &str) -> Option<&'a str> {
+    text.strip_prefix(input.trim_start()).filter(|rest| rest.is_empty() || rest.starts_with(['\n', '\r']))
 }
 
 fn reply(content: String, command: &str, metadata: Metadata, hidden: bool) -> RunReply {
@@ -349,6 +466,18 @@ mod tests {
             ("c-c", None),
         ] {
             assert_eq!(special_key(text), key, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_line_is_an_echo() {
+        for (text, input, rest) in [
+            ("Bob\nhi Bob", "Bob", Some("\nhi Bob")),
+            ("y", "y", Some("")),
+            ("yes, I know", "y", None),
+            ("hi", "Bob", None),
+        ] {
+            assert_eq!(without_echo(text, input), rest, "{text}");
         }
     }
 

@@ -13,6 +13,8 @@ const SIZE: ScreenSize = ScreenSize { rows: 1000, columns: 1000 };
 const HISTORY_LINES: usize = 10_000;
 /// `###PS1JSON###`, `{`, six fields, `}`, `###PS1END###`.
 const LINES_BETWEEN: usize = 8;
+/// How much is kept of what the shell says of a line that turns out to be no command.
+const LONGEST_REFUSAL: usize = 256 << 10;
 
 /// The terminal of one OpenHands session.
 #[derive(Debug)]
@@ -20,8 +22,10 @@ pub struct Console {
     screen: Screen,
     block_start: String,
     block_end: String,
-    /// The command whose echo readline is painting: replaced by its plain text when the command starts.
+    /// While what comes is the echo of a command: what stands for it on the screen.
     echo: Option<String>,
+    /// What came behind the last line that the shell has read of that command: if it starts nothing, the reason.
+    behind_line: Vec<u8>,
 }
 
 impl Console {
@@ -32,6 +36,7 @@ impl Console {
             block_start: format!("\u{f8ff}{nonce}\u{f8ff}<"),
             block_end: format!("\u{f8ff}{nonce}\u{f8ff}>"),
             echo: None,
+            behind_line: Vec::new(),
         };
         console.draw_prompt();
         console
@@ -44,10 +49,29 @@ impl Console {
         self.draw_prompt();
     }
 
-    /// Says which command is about to be typed. What readline paints of it, which depends on tabs, width and
-    /// bracketed paste, gives way to the text itself when the command starts.
+    /// Says that a command is about to be typed: up to the mark of its start all that comes is its echo, which depends on
+    /// tabs, width and bracketed paste. As many blank lines stand for it on the screen.
     pub fn expect_echo(&mut self, command: &str) {
-        self.echo = Some(command.to_owned());
+        let columns = usize::from(SIZE.columns);
+        let rows = |line: &str| 1 + line.chars().count().saturating_sub(1) / columns;
+        self.expect("\r\n".repeat(command.split('\n').map(rows).sum()));
+    }
+
+    /// The same where the command shall be seen: its plain text stands for the echo.
+    pub fn expect_shown_echo(&mut self, command: &str) {
+        self.expect(format!("{}\r\n", command.replace('\n', "\r\n")));
+    }
+
+    /// Says that a key is about to be pressed: what comes is no echo of a command any more.
+    pub fn end_echo(&mut self) {
+        if let Some(stand_in) = self.echo.take() {
+            self.screen.feed(stand_in.as_bytes());
+        }
+    }
+
+    fn expect(&mut self, stand_in: String) {
+        self.echo = Some(stand_in);
+        self.behind_line.clear();
     }
 
     /// History and screen as text, each line without trailing white space, without blank lines at the end.
@@ -83,19 +107,32 @@ fn find_line(text: &str, line: &str, from: usize) -> Option<usize> {
 
 impl View for Console {
     fn output(&mut self, bytes: &[u8]) {
-        self.screen.feed(bytes);
-    }
-
-    fn command_started(&mut self) {
-        if let Some(command) = self.echo.take() {
-            self.clear();
-            self.screen.feed(command.replace('\n', "\r\n").as_bytes());
-            self.screen.feed(b"\r\n");
+        if self.echo.is_some() {
+            let room = LONGEST_REFUSAL.saturating_sub(self.behind_line.len());
+            self.behind_line.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        } else {
+            self.screen.feed(bytes);
         }
     }
 
+    fn line_read(&mut self) {
+        self.behind_line.clear();
+    }
+
+    fn command_started(&mut self) {
+        self.end_echo();
+    }
+
     fn prompt_shown(&mut self, _: &ShellFacts) {
+        if let Some(stand_in) = self.echo.take() {
+            self.screen.feed(stand_in.as_bytes());
+            self.screen.feed(&self.behind_line);
+        }
         self.draw_prompt();
+    }
+
+    fn reset(&mut self) {
+        self.clear();
     }
 
     fn screen(&mut self) -> &mut Screen {
@@ -143,7 +180,8 @@ mod tests {
     fn finished(output: &[u8]) -> Capture {
         let mut console = Console::new("x");
         console.expect_echo("cmd");
-        console.output(b"\x1b[7mcmd\x1b[27m\r\n");
+        console.output(b"\x1b[7mcmd\x1b[27m\r\n\x1b[?2004l");
+        console.line_read();
         console.command_started();
         console.output(output);
         console.prompt_shown(&ShellFacts::default());
@@ -152,8 +190,32 @@ mod tests {
 
     #[test]
     fn the_command_and_its_output_stand_between_two_prompts() {
-        assert_eq!(finished(b"a\r\n\r\n  b\r\n").between_prompts(), "cmd\na\n\n  b\n\n\n");
-        assert_eq!(finished(b"abc").between_prompts(), "cmd\nabc\n\n");
+        assert_eq!(finished(b"a\r\n\r\n  b\r\n").between_prompts(), "\na\n\n  b\n\n\n");
+        assert_eq!(finished(b"abc").between_prompts(), "\nabc\n\n");
+    }
+
+    #[test]
+    fn what_is_no_command_shows_only_what_the_shell_says_of_it() {
+        let mut console = Console::new("x");
+        console.expect_echo("echo )");
+        console.output(b"echo )\r\n\x1b[?2004l");
+        console.line_read();
+        console.output(b"\rbash: syntax error\r\n");
+        console.prompt_shown(&ShellFacts::default());
+        assert_eq!(console.capture().between_prompts().trim(), "bash: syntax error");
+    }
+
+    #[test]
+    fn what_was_printed_before_a_command_was_typed_is_kept() {
+        let mut console = Console::new("x");
+        console.output(b"from the background\r\n");
+        console.expect_echo("cmd");
+        console.output(b"cmd\r\n\x1b[?2004l");
+        console.line_read();
+        console.command_started();
+        console.output(b"mine\r\n");
+        console.prompt_shown(&ShellFacts::default());
+        assert_eq!(console.capture().between_prompts().trim(), "from the background\n\nmine");
     }
 
     #[test]

@@ -375,14 +375,31 @@ async fn run(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: &Act
         is_input: flag(arguments, "is_input"),
         blocking: flag(arguments, "blocking"),
         hidden,
+        reset: flag(arguments, "reset"),
         timeout: action.timeout,
     };
+    if request.reset && request.is_input {
+        return Ok(error_observation("Cannot use reset=True with is_input=True"));
+    }
     let reply = if flag(arguments, "is_static") {
         let cwd = match text(arguments, "cwd") {
             Ok(cwd) => cwd.filter(|cwd| !cwd.is_empty()).map(PathBuf::from),
             Err(wrong) => return Ok(error_observation(&wrong)),
         };
-        let mut shell = state.open_shell(cwd.as_deref()).await?;
+        let mut shell = match state.open_shell(cwd.as_deref()).await {
+            Ok(shell) => shell,
+            Err(failure) => {
+                let text = match cwd.filter(|cwd| !cwd.is_dir()) {
+                    Some(cwd) => format!("`cwd` is not a directory: {}", cwd.display()),
+                    None => failure.to_string(),
+                };
+                return Ok(if hidden {
+                    run_observation(&text, &request.command, &Metadata::default(), true)
+                } else {
+                    error_observation(&text)
+                });
+            }
+        };
         let reply = shell.execute(&request).await;
         let session = shell.session().clone();
         session.close().await;

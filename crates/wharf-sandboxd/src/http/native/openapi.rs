@@ -16,7 +16,7 @@ use super::{bind, execs, files, sessions};
     paths(
         super::health, super::info, super::openapi_json, bind::bind,
         sessions::create, sessions::list, sessions::show, sessions::remove, sessions::run, sessions::input,
-        sessions::resize, sessions::signal, sessions::screen, sessions::output,
+        sessions::resize, sessions::signal, sessions::reset, sessions::screen, sessions::output,
         execs::create, execs::list, execs::show, execs::remove, execs::stdin, execs::signal, execs::resize,
         execs::output, execs::wait,
         files::read, files::write, files::list, files::stat, files::make_directory, files::rename, files::remove,

@@ -38,6 +38,7 @@ pub(super) fn router() -> Router<Arc<Core>> {
         .route("/v1/sessions/{id}/input", post(input))
         .route("/v1/sessions/{id}/resize", post(resize))
         .route("/v1/sessions/{id}/signal", post(signal))
+        .route("/v1/sessions/{id}/reset", post(reset))
         .route("/v1/sessions/{id}/screen", get(screen))
         .route("/v1/sessions/{id}/output", get(output))
 }
@@ -73,11 +74,11 @@ pub(super) async fn create(
         None => bound.sessions.new_id(),
     };
     if let Some(session) = bound.sessions.find(&id) {
-        if matches!(session.info().await.state, SessionState::Ended { .. }) {
+        if matches!(session.info().state, SessionState::Ended { .. }) {
             // Whoever asks for a session wants to use it.
             session.ready().await?;
         }
-        return Ok((StatusCode::OK, Json(session.info().await)));
+        return Ok((StatusCode::OK, Json(session.info())));
     }
     let terminal = checked(request.terminal)?;
     let (user, environment, working_dir) =
@@ -96,7 +97,7 @@ pub(super) async fn create(
     let size = ScreenSize { rows: terminal.rows, columns: terminal.columns };
     let view = Arc::new(Mutex::new(Screen::new(size, HISTORY_LINES)));
     let session = bound.sessions.open(settings, view, &core).await?;
-    Ok((StatusCode::CREATED, Json(session.info().await)))
+    Ok((StatusCode::CREATED, Json(session.info())))
 }
 
 /// All sessions, oldest first.
@@ -104,7 +105,7 @@ pub(super) async fn create(
 pub(super) async fn list(State(core): State<Arc<Core>>) -> Result<Json<Vec<SessionInfo>>, ApiError> {
     let mut sessions = Vec::new();
     for session in core.bound()?.sessions.list() {
-        sessions.push(session.info().await);
+        sessions.push(session.info());
     }
     sessions.sort_by(|a, b| a.started_at.total_cmp(&b.started_at));
     Ok(Json(sessions))
@@ -118,7 +119,7 @@ pub(super) async fn show(
     State(core): State<Arc<Core>>,
     ApiPath(id): ApiPath<SessionId>,
 ) -> Result<Json<SessionInfo>, ApiError> {
-    Ok(Json(find(&core, &id)?.info().await))
+    Ok(Json(find(&core, &id)?.info()))
 }
 
 /// Ends the shell and everything it started.
@@ -216,6 +217,21 @@ pub(super) async fn signal(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Ends the shell and everything it started, whatever has become of it, and starts another in the directory that the
+/// session began in. Variables, functions and jobs are gone; the output log goes on.
+#[utoipa::path(
+    post, path = "/v1/sessions/{id}/reset", tag = "sessions", params(("id" = String, Path)),
+    responses((status = 200, description = "a new shell runs", body = SessionInfo), (status = 404, body = Problem)),
+)]
+pub(super) async fn reset(
+    State(core): State<Arc<Core>>,
+    ApiPath(id): ApiPath<SessionId>,
+) -> Result<Json<SessionInfo>, ApiError> {
+    let session = find(&core, &id)?;
+    session.reset().await?;
+    Ok(Json(session.info()))
+}
+
 /// What the terminal shows now.
 #[utoipa::path(
     get, path = "/v1/sessions/{id}/screen", tag = "sessions", params(("id" = String, Path)),
@@ -227,16 +243,18 @@ pub(super) async fn screen(
 ) -> Result<Json<ScreenText>, ApiError> {
     let session = find(&core, &id)?;
     let terminal = session.terminal();
-    let mut view = session.view();
-    let screen = view.screen();
-    let (row, column) = screen.cursor();
-    Ok(Json(ScreenText {
-        text: screen.visible_text(),
-        cursor_row: u32::from(row),
-        cursor_column: u32::from(column),
-        alternate: screen.is_alternate(),
-        terminal,
-    }))
+    let shown = session.in_view(move |view| {
+        let screen = view.screen();
+        let (row, column) = screen.cursor();
+        ScreenText {
+            text: screen.visible_text(),
+            cursor_row: u32::from(row),
+            cursor_column: u32::from(column),
+            alternate: screen.is_alternate(),
+            terminal,
+        }
+    });
+    Ok(Json(shown.await))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -270,9 +288,9 @@ pub(super) async fn output(
     let mut from = query.offset.unwrap_or_default();
     if query.redraw {
         // The view and the log change together under this lock, so nothing is painted twice or lost.
-        let mut view = session.view();
-        let data = view.screen().redraw();
-        from = session.log().end();
+        let log = session.log().clone();
+        let data;
+        (data, from) = session.in_view(move |view| (view.screen().redraw(), log.end())).await;
         first = Some(Frame::Output { offset: from, stream: Stream::Terminal, data: data.into() });
     }
     let mut progress = session.progress();

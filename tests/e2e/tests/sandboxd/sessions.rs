@@ -1,0 +1,155 @@
+//! Sessions that nothing freezes, and what OpenHands' dialect tells of them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{KEY, Server};
+
+impl Server {
+    fn action(&self, arguments: Value) -> Value {
+        let (status, told) = self.dialect(arguments);
+        assert_eq!(status, 200, "{told}");
+        told
+    }
+
+    fn dialect(&self, arguments: Value) -> (u16, Value) {
+        let body = json!({ "action": { "action": "run", "args": arguments, "timeout": 20 } });
+        let mut answer = self.agent.post(self.url("/execute_action")).send_json(&body).unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_json().unwrap())
+    }
+}
+
+fn ran(told: &Value) -> (i64, &str, &str) {
+    let metadata = &told["extras"]["metadata"];
+    (
+        metadata["exit_code"].as_i64().unwrap_or_else(|| panic!("{told}")),
+        told["content"].as_str().unwrap(),
+        metadata["suffix"].as_str().unwrap(),
+    )
+}
+
+#[test]
+fn input_that_nobody_reads_holds_up_no_other_call() {
+    let server = Server::bound(&[], json!({}));
+    server.post(KEY, "/v1/sessions", &json!({ "id": "stuck" }));
+    let sleeping = json!({ "command": "sleep 60", "no_output_timeout_ms": 200 });
+    assert_eq!(server.post(KEY, "/v1/sessions/stuck/run", &sleeping).1["outcome"], "no_output");
+    std::thread::scope(|scope| {
+        let typing = scope.spawn(|| {
+            let (status, told) =
+                server.post(KEY, "/v1/sessions/stuck/input", &json!({ "text": "a line\n".repeat(17_000) }));
+            (status, told["detail"].as_str().unwrap_or_default().to_owned())
+        });
+        let started = Instant::now();
+        while !typing.is_finished() {
+            let asked = Instant::now();
+            assert_eq!(server.get("/v1/sessions")[0]["id"], "stuck");
+            assert!(asked.elapsed() < Duration::from_secs(5), "a listing took {:?}", asked.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(60), "the typing does not end");
+            if started.elapsed() > Duration::from_secs(1) {
+                assert_eq!(server.post(KEY, "/v1/sessions/stuck/reset", &json!({})).0, 200);
+            }
+        }
+        let (status, detail) = typing.join().unwrap();
+        assert_eq!((status, detail.as_str()), (409, "session `stuck` was reset"));
+    });
+    let (_, result) = server.post(KEY, "/v1/sessions/stuck/run", &json!({ "command": "echo alive" }));
+    assert_eq!(result["output"], "alive");
+}
+
+#[test]
+fn a_session_whose_shell_was_replaced_by_a_program_without_a_terminal_can_be_removed() {
+    let server = Server::bound(&[], json!({}));
+    server.post(KEY, "/v1/sessions", &json!({ "id": "s" }));
+    let command = json!({ "command": "exec sleep 30 >/dev/null 2>&1 </dev/null", "timeout_ms": 300 });
+    assert_eq!(server.post(KEY, "/v1/sessions/s/run", &command).1["outcome"], "timed_out");
+    let started = Instant::now();
+    server.delete("/v1/sessions/s");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn the_dialect_restarts_its_shell_when_asked_in_the_words_of_its_later_clients() {
+    let server = Server::openhands();
+    assert_eq!(ran(&server.action(json!({ "command": "lost=yes; cd /" }))).0, 0);
+    server.action(json!({ "command": "kill -STOP $$" }));
+    let told = server.action(json!({ "command": "", "reset": true }));
+    let words =
+        "Terminal session has been reset. All previous environment variables and session state have been cleared.";
+    assert_eq!((ran(&told).0, ran(&told).1), (0, words));
+    assert_eq!(told["extras"]["command"], "[RESET]");
+    let told = server.action(json!({ "command": "echo ${lost-gone} $PWD", "reset": true }));
+    assert_eq!(ran(&told).1, format!("{words}\n\ngone {}", server.home.path().display()));
+    let told = server.action(json!({ "command": "x", "reset": true, "is_input": true }));
+    assert_eq!(told["observation"], "error");
+    assert_eq!(told["content"], "Cannot use reset=True with is_input=True");
+}
+
+#[test]
+fn the_dialect_says_that_a_replaced_shell_knows_nothing_of_the_old_one() {
+    let server = Server::openhands();
+    let told = server.action(json!({ "command": "x=1; exit 3" }));
+    assert_eq!(ran(&told).0, 3);
+    assert!(ran(&told).2.contains("variables, functions and background jobs are gone"), "{told}");
+    let told = server.action(json!({ "command": "echo ${x-gone}; kill -9 $$ & sleep 1" }));
+    assert_eq!(told["extras"]["metadata"]["prefix"], "", "it was told already");
+    // This time the shell ends while nobody waits for it.
+    server.action(json!({ "command": "(sleep 0.2; kill -9 $$) >/dev/null 2>&1 &" }));
+    std::thread::sleep(Duration::from_secs(1));
+    let told = server.action(json!({ "command": "echo ${x-gone}" }));
+    assert_eq!(ran(&told).1, "gone");
+    let prefix = told["extras"]["metadata"]["prefix"].as_str().unwrap();
+    assert!(prefix.starts_with("[The shell had ended (exit code 137)."), "{told}");
+}
+
+#[test]
+fn a_key_that_does_nothing_at_the_prompt_is_answered_at_once() {
+    let server = Server::openhands();
+    for key in ["l", "z", "x", "r", "v", "g", "u"] {
+        let started = Instant::now();
+        let told = server.action(json!({ "command": format!("C-{key}") }));
+        let suffix = format!("\n[The command completed with exit code 0. CTRL+{} was sent.]", key.to_uppercase());
+        assert_eq!(ran(&told), (0, "", suffix.as_str()), "C-{key}");
+        assert!(started.elapsed() < Duration::from_secs(5), "C-{key} took {:?}", started.elapsed());
+        assert_eq!(ran(&server.action(json!({ "command": "echo whole" }))).1, "whole", "after C-{key}");
+    }
+    assert_eq!(ran(&server.action(json!({ "command": "C-c" }))).0, 130);
+}
+
+#[test]
+fn a_static_command_in_a_directory_that_is_not_there_is_an_observation() {
+    let server = Server::openhands();
+    let arguments = json!({ "command": "pwd", "is_static": true, "cwd": "/no/such/place" });
+    let told = server.action(arguments.clone());
+    assert_eq!(told["observation"], "error");
+    assert_eq!(told["content"], "`cwd` is not a directory: /no/such/place");
+    let mut hidden = arguments;
+    hidden["hidden"] = json!(true);
+    let told = server.action(hidden);
+    assert_eq!((told["observation"].as_str(), ran(&told).0), (Some("run"), -1), "{told}");
+}
+
+#[test]
+fn the_echo_of_a_command_is_no_output_and_takes_none_with_it() {
+    let server = Server::openhands();
+    for (command, content) in [
+        ("printf 'a\tb\\n'", "a       b"),
+        ("cat <<'EOF'\n\tindented\tmore  \nplain\nEOF", "indented        more\nplain"),
+        ("echo one   ", "one"),
+        ("printf 'a\u{1b}[1mb\u{200b}c\\n'", "ab\u{200b}c"),
+        ("printf '%s\\n' \"$(printf 'printf it')\"", "printf it"),
+        ("echo echo", "echo"),
+        ("printf 'x\u{3}\u{1a}\u{1c}\u{4}y' | od -An -c", "x 003 032 034 004   y"),
+        ("true; echo 'fix!important' \"a!b\"", "fix!important a!b"),
+        ("exec 2>/dev/null", ""),
+        ("echo without errors", "without errors"),
+        ("exec 2>&1", ""),
+    ] {
+        assert_eq!(ran(&server.action(json!({ "command": command }))).1, content, "{command:?}");
+    }
+    // A password that is typed is not echoed: what the program says is its own.
+    server.action(json!({ "command": "read -rs -t 30 x; echo \"$x\"", "blocking": false }));
+    let told = server.action(json!({ "command": "secret", "is_input": true }));
+    assert_eq!(ran(&told).1, "secret");
+}
