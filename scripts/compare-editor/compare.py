@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Runs the same random edits through OpenHands' own editor and ours, and shows what differs.
 
-    PYTHON scripts/compare-editor/compare.py [SEED [ROUNDS]]
+    $(scripts/openhands-venv) scripts/compare-editor/compare.py [SEED [ROUNDS [SECONDS]]]
 
-PYTHON is one that has openhands-ai 0.62.0. Texts have LF line ends and what we repair on purpose (an insertion after a
-last line without newline) is left out. Ends with status 1 if anything differs.
+ROUNDS files (300), or as many as SECONDS are enough for (no limit). Needs a Python that has openhands-ai 0.62.0, and cargo. Texts have LF line ends and what we repair on purpose (an insertion after a
+last line without newline) is left out. Ends with status 0 if nothing
+differs, 1 if anything does, 2 if it could not compare.
 """
 
 import json
@@ -12,11 +13,16 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from openhands_aci.editor.editor import OHEditor
-from openhands_aci.editor.exceptions import ToolError
-from openhands_aci.utils.diff import get_diff
+try:
+    from openhands_aci.editor.editor import OHEditor
+    from openhands_aci.editor.exceptions import ToolError
+    from openhands_aci.utils.diff import get_diff
+except ImportError as missing:
+    print(f"error: {missing}; run this with the interpreter that scripts/openhands-venv prints", file=sys.stderr)
+    sys.exit(2)
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ["", "a", "b", "  b", "c ", "\tx", "é", "世界", "a b", "}", "long " * 40, "\x0c", "f\x0bg", "x\u2028y"]
@@ -69,7 +75,11 @@ def original(editor, kind, args):
 def main():
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 300
+    until = time.monotonic() + (int(sys.argv[3]) if len(sys.argv) > 3 else 1e9)
     rng = random.Random(seed)
+    build = ["cargo", "build", "-q", "-p", "wharf-sandboxd", "--example", "editor_calls"]
+    if subprocess.run(build, cwd=ROOT).returncode:
+        sys.exit(2)
     binary = ROOT / "target/debug/examples/editor_calls"
     ours = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     different = calls = 0
@@ -78,6 +88,8 @@ def main():
         # Its guess is wrong for many short texts, also for valid UTF-8.
         theirs._encoding_manager.detect_encoding = lambda path: "utf-8"
         for number in range(rounds):
+            if time.monotonic() >= until:
+                break
             path = Path(folder) / "file.txt"
             path.unlink(missing_ok=True)
             content = text(rng, rng.choice([12, 300, 2000]) if number % 10 == 0 else 12)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Shows the same random byte streams to a real tmux and to our screen, and tells what they render differently.
 
-    scripts/compare-screen/compare.py [SEED [ROUNDS]]
+    scripts/compare-screen/compare.py [SEED [ROUNDS [SECONDS]]]
 
-Needs tmux (apt-get install tmux). A stream that differs is made as short as it can be. Lines are drawn as lines by ours
+ROUNDS streams (200), or as many as SECONDS are enough for (no limit). Needs tmux (apt-get install tmux) and cargo. A stream that differs is made as short as it can be. Lines are drawn as lines by ours
 and as letters by tmux, on purpose, so none are. Not compared either is where tmux 3.3 itself goes wrong: half a wide
-character that is overwritten, repeated or pushed away. Ends with status 1 if anything differs.
+character that is overwritten, repeated or pushed away. Ends with status 0 if all look the same,
+1 if anything differs, 2 if it could not compare.
 """
-import base64, json, os, random, subprocess, sys, tempfile, time
+import base64, json, os, random, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ def sequence(rng):
         lambda: f"\x1b[{n()}{rng.choice('ABCDEFGdZLMPSXT')}",
         lambda: f"\x1b[{n()};{n()}H",
         lambda: f"\x1b[{rng.choice('123')}@",
+        lambda: f"x\x1b[{n()}b",
         lambda: f"\x1b[{rng.choice(['', '0', '1', '2', '3'])}J",
         lambda: f"\x1b[{rng.choice(['', '0', '1', '2'])}K",
         lambda: f"\x1b[{rng.choice(['0', '1', '7', '31', '38;5;9', '48;2;1;2;3'])}m",
@@ -120,14 +122,24 @@ def shortest(parts, differs):
     return parts
 
 
-def main(seed, rounds):
-    subprocess.run(["cargo", "build", "-q", "-p", "wharf-sandboxd", "--example", "screen_calls"], cwd=ROOT, check=True)
+def main(seed, rounds, seconds):
+    if not shutil.which("tmux"):
+        print("error: tmux is missing; apt-get install tmux", file=sys.stderr)
+        return 2
+    until = time.monotonic() + seconds
+    built = subprocess.run(["cargo", "build", "-q", "-p", "wharf-sandboxd", "--example", "screen_calls"], cwd=ROOT)
+    if built.returncode:
+        return 2
     ours = subprocess.Popen([ROOT / "target/debug/examples/screen_calls"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     tmux = Tmux()
     # A server without a session ends.
     tmux.call("new-session", "-d", "-s", "stay", "-x", "40", "-y", "8", "sleep 100000", ";", "set", "-g", "status", "off")
     rng, differ = random.Random(seed), 0
+    done = 0
     for number in range(rounds):
+        if time.monotonic() >= until:
+            break
+        done += 1
         parts = stream(rng)
         rows, columns = rng.choice([(8, 40), (3, 10), (24, 80)])
         differs = lambda parts: differences(ours, tmux, rows, columns, parts)
@@ -139,10 +151,11 @@ def main(seed, rounds):
                 print(f"  {name}: ours {a!r}\n  {' ' * len(name)}  tmux {b!r}")
     ours.stdin.close()
     tmux.close()
-    print(f"seed {seed}: {rounds - differ} of {rounds} streams look the same")
+    print(f"seed {seed}: {done - differ} of {done} streams look the same")
     return 1 if differ else 0
 
 
 if __name__ == "__main__":
-    arguments = [int(argument) for argument in sys.argv[1:3]]
-    sys.exit(main(*(arguments + [1, 200][len(arguments):])))
+    defaults = [1, 200, 1e9]
+    arguments = [int(argument) for argument in sys.argv[1:4]]
+    sys.exit(main(*(arguments + defaults[len(arguments):])))

@@ -90,12 +90,12 @@ impl PtyMaster {
         Ok(())
     }
 
-    /// Makes the terminal take no byte for a signal or for flow control until a program sets it anew.
+    /// Makes the terminal take no byte for a signal, for flow control or for the end of a line until a program sets it anew.
     pub fn stop_taking_keys(&self) -> io::Result<()> {
         let fd = self.fd.get_ref().as_fd();
         let mut settings = rustix::termios::tcgetattr(fd)?;
         settings.local_modes.remove(LocalModes::ISIG);
-        settings.input_modes.remove(InputModes::IXON);
+        settings.input_modes.remove(InputModes::IXON | InputModes::ICRNL);
         Ok(rustix::termios::tcsetattr(fd, OptionalActions::Now, &settings)?)
     }
 

@@ -247,11 +247,8 @@ impl Exec {
             tree: &tree,
         })
         .map_err(|error| {
-            let detail = match error.kind() {
-                std::io::ErrorKind::NotFound => "there is no such program in this sandbox".to_owned(),
-                std::io::ErrorKind::PermissionDenied => "this program must not be run".to_owned(),
-                _ => format!("could not start the program: {error}"),
-            };
+            let path = environment.get("PATH").map_or(spawn::DEFAULT_PATH, String::as_str);
+            let detail = spawn::refusal(&request.argv[0], path, &error);
             Problem::invalid("argv", &request.argv[0], detail)
         })?;
         let exec = Self {

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, BufRead, Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
@@ -191,6 +191,32 @@ pub fn find_program(name: &str, path: &str) -> Option<PathBuf> {
     path.split(':').map(|directory| Path::new(directory).join(name)).find(|file| executable(file))
 }
 
+/// Why a program could not be started, in the words that bash has for it.
+pub fn refusal(program: &str, path: &str, error: &io::Error) -> String {
+    let file = find_program(program, path).unwrap_or_else(|| PathBuf::from(program));
+    let named = program.contains('/') || file.is_absolute();
+    match error.kind() {
+        _ if named && file.is_dir() => "Is a directory".to_owned(),
+        io::ErrorKind::NotFound if named && file.exists() => match interpreter(&file) {
+            Some(interpreter) => format!("{interpreter}: bad interpreter: No such file or directory"),
+            None => "cannot execute: required file not found".to_owned(),
+        },
+        io::ErrorKind::NotFound if named => "No such file or directory".to_owned(),
+        io::ErrorKind::NotFound => "there is no such program in this sandbox".to_owned(),
+        io::ErrorKind::PermissionDenied => "Permission denied".to_owned(),
+        _ => format!("could not start the program: {error}"),
+    }
+}
+
+/// What the first line of a script names, as a terminal shows it.
+fn interpreter(script: &Path) -> Option<String> {
+    let mut line = String::new();
+    let file = std::fs::File::open(script).ok()?;
+    io::BufReader::new(file.take(256)).read_line(&mut line).ok()?;
+    let words = line.strip_prefix("#!")?.trim_end_matches('\n').replace('\r', "^M");
+    words.split_whitespace().next().map(str::to_owned)
+}
+
 /// A file in memory that only its descriptor names.
 ///
 /// # Errors
@@ -276,4 +302,30 @@ fn environment_of(spawn: &Spawn<'_>) -> Vec<(String, String)> {
     environment.extend(std::env::var("LANG").map(|locale| ("LANG".to_owned(), locale)));
     environment.extend(spawn.environment.clone());
     environment.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_started_is_refused_in_the_words_of_bash() {
+        let home = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let file = home.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+            file.display().to_string()
+        };
+        for (program, words) in [
+            (script("crlf", "#!/bin/sh\r\necho x\r\n"), "/bin/sh^M: bad interpreter: No such file or directory"),
+            (script("lost", "#!/no/such -x\n"), "/no/such: bad interpreter: No such file or directory"),
+            (home.path().display().to_string(), "Is a directory"),
+            (home.path().join("none").display().to_string(), "No such file or directory"),
+            ("no-such-program".to_owned(), "there is no such program in this sandbox"),
+        ] {
+            let error = std::process::Command::new(&program).spawn().unwrap_err();
+            assert_eq!(refusal(&program, DEFAULT_PATH, &error), words, "{program}");
+        }
+    }
 }

@@ -11,8 +11,10 @@ mod utf8;
 
 use std::{collections::VecDeque, fmt};
 
+use unicode_width::UnicodeWidthChar;
+
 use self::{
-    row::{Cell, HistoryLine, Row},
+    row::{Cell, History, Row},
     style::{Style, Styles},
     utf8::Utf8,
 };
@@ -27,6 +29,8 @@ pub struct ScreenSize {
 /// Bytes of answers to queries that wait for whoever writes to the terminal.
 const LONGEST_REPLIES: usize = 4096;
 const LONGEST_TITLE: usize = 1024;
+/// A history that is bounded by lines holds no more text than this: ten thousand long lines of a thousand columns.
+const MOST_HISTORY_BYTES: usize = 16 << 20;
 
 /// A terminal's state.
 pub struct Screen {
@@ -46,7 +50,7 @@ struct State {
     saved: Option<Cursor>,
     /// By the mode that enters the alternate screen.
     saved_on_entry: Option<Cursor>,
-    history: VecDeque<HistoryLine>,
+    history: History,
     history_limit: usize,
     dropped: u64,
     styles: Styles,
@@ -113,6 +117,25 @@ impl Grid {
         let rows = std::iter::repeat_with(Row::default).take(usize::from(size.rows)).collect();
         Self { rows, cursor: Cursor::default() }
     }
+
+    /// Moves the rows from `top` to `bottom` up by `count`; blank ones follow. Takes time for the rows, not for each
+    /// row as often as it moves.
+    fn move_up(&mut self, top: u16, bottom: u16, count: u16) {
+        let (top, bottom, count) = (usize::from(top), usize::from(bottom), usize::from(count));
+        if top == 0 && bottom + 1 == self.rows.len() {
+            self.rows.rotate_left(count);
+        } else {
+            self.rows.make_contiguous()[top..=bottom].rotate_left(count);
+        }
+        self.rows.range_mut(bottom + 1 - count..=bottom).for_each(Row::clear);
+    }
+
+    /// Moves the rows from `top` to `bottom` down by `count`; blank ones go before.
+    fn move_down(&mut self, top: u16, bottom: u16, count: u16) {
+        let (top, bottom, count) = (usize::from(top), usize::from(bottom), usize::from(count));
+        self.rows.make_contiguous()[top..=bottom].rotate_right(count);
+        self.rows.range_mut(top..top + count).for_each(Row::clear);
+    }
 }
 
 impl Screen {
@@ -129,7 +152,7 @@ impl Screen {
                 region: (0, size.rows - 1),
                 saved: None,
                 saved_on_entry: None,
-                history: VecDeque::new(),
+                history: History::default(),
                 history_limit,
                 dropped: 0,
                 styles: Styles::default(),
@@ -162,8 +185,8 @@ impl Screen {
         let state = &self.state;
         let mut out = Joiner::default();
         if state.alternate.is_none() {
-            for line in &state.history {
-                out.push(line.text(), line.wrapped());
+            for (text, wrapped) in state.history.iter() {
+                out.push(text, wrapped);
             }
         }
         for row in &state.grid().rows {
@@ -297,60 +320,57 @@ impl State {
             self.dropped += 1;
             return;
         }
-        if self.history.len() >= self.history_limit {
-            let oldest = (self.history_limit / 10).max(1);
-            self.history.drain(..oldest);
+        let full = self.history.len() >= self.history_limit
+            || (self.history_limit < usize::MAX && self.history.bytes() >= MOST_HISTORY_BYTES);
+        if full {
+            let oldest = (self.history.len() / 10).max(1);
+            self.history.drop_oldest(oldest);
             self.dropped += oldest as u64;
         }
-        self.history.push_back(HistoryLine::from(row));
+        self.history.push(&row);
     }
 
     /// Moves the rows of the scroll region up; what leaves it on the main screen goes into history, also from a region
     /// that does not begin at the top.
     fn scroll_up(&mut self, count: u16) {
         let (top, bottom) = self.region;
-        for _ in 0..count.min(bottom - top + 1) {
-            let remembered = self.alternate.is_none();
-            if !remembered {
-                self.unwrap_above(top);
-            }
-            let grid = self.grid_mut();
-            let row = grid.rows.remove(usize::from(top)).unwrap_or_default();
-            grid.rows.insert(usize::from(bottom), Row::default());
-            if remembered {
+        let count = count.min(bottom - top + 1);
+        let remembered = self.alternate.is_none();
+        if remembered {
+            for at in top..top + count {
+                let row = std::mem::take(&mut self.main.rows[usize::from(at)]);
                 self.remember(row);
             }
+        } else {
+            self.unwrap_above(top);
         }
+        self.grid_mut().move_up(top, bottom, count);
     }
 
     fn scroll_down(&mut self, count: u16) {
         let (top, bottom) = self.region;
-        for _ in 0..count.min(bottom - top + 1) {
-            self.insert_rows(top, bottom, 1);
-        }
+        let count = count.min(bottom - top + 1);
+        self.unwrap_above(top);
+        self.unwrap_above(top + 1);
+        self.grid_mut().move_down(top, bottom, count);
     }
 
     /// Makes blank rows at `at`; the rows from there to `bottom` move down, and the last ones of them go.
     fn insert_rows(&mut self, at: u16, bottom: u16, count: u16) {
         let count = count.min(bottom - at + 1);
+        if count == 0 {
+            return;
+        }
         self.unwrap_above(at);
         self.unwrap_above(at + count);
-        let rows = &mut self.grid_mut().rows;
-        for _ in 0..count {
-            rows.remove(usize::from(bottom));
-            rows.insert(usize::from(at), Row::default());
-        }
+        self.grid_mut().move_down(at, bottom, count);
     }
 
     /// Takes rows from `at` on away; the rows below them to `bottom` move up, and blank ones follow.
     fn delete_rows(&mut self, at: u16, bottom: u16, count: u16) {
         let count = count.min(bottom - at + 1);
         self.unwrap_above(at);
-        let rows = &mut self.grid_mut().rows;
-        for _ in 0..count {
-            rows.remove(usize::from(at));
-            rows.insert(usize::from(bottom), Row::default());
-        }
+        self.grid_mut().move_up(at, bottom, count);
         self.unwrap_above(bottom + 1 - count);
     }
 
@@ -359,10 +379,8 @@ impl State {
         match row.checked_sub(1) {
             Some(above) => self.grid_mut().rows[usize::from(above)].wrapped = false,
             None => {
-                if self.alternate.is_none()
-                    && let Some(last) = self.history.back_mut()
-                {
-                    last.unwrap();
+                if self.alternate.is_none() {
+                    self.history.unwrap_latest();
                 }
             }
         }
@@ -401,6 +419,30 @@ impl State {
         self.last_printed = Some(character);
     }
 
+    /// Puts the latest character again, at most to the end of the row, as tmux does.
+    fn repeat(&mut self, count: u16) {
+        let Some(character) = self.last_printed else { return };
+        let columns = self.size.columns;
+        let column = self.grid().cursor.column;
+        let width = character.width().unwrap_or(1).max(1) as u16;
+        let count = count.min(columns.saturating_sub(column) / width);
+        if width > 1 || count == 0 {
+            for _ in 0..count {
+                self.put(character, width);
+            }
+            return;
+        }
+        let (style, insert, wrap) = (self.style(), self.modes.insert, self.modes.wrap);
+        let (from, count, all) = (usize::from(column), usize::from(count), usize::from(columns));
+        let row = self.row_mut();
+        if insert {
+            row.insert_blank(from, count, all);
+        }
+        row.fill(from, count, Cell::new(character, style, 1));
+        let cursor = &mut self.grid_mut().cursor;
+        cursor.column = (cursor.column + count as u16).min(if wrap { columns } else { columns - 1 });
+    }
+
     /// A combining character joins the cell before the cursor.
     fn combine(&mut self, character: char) {
         let column = self.grid().cursor.column;
@@ -422,20 +464,16 @@ impl State {
             return;
         }
         self.unwrap_above(from);
-        for row in self.grid_mut().rows.range_mut(usize::from(from)..usize::from(to)) {
-            *row = Row::default();
-        }
+        self.grid_mut().rows.range_mut(usize::from(from)..usize::from(to)).for_each(Row::clear);
     }
 
     /// Erases the whole screen; what stood on the main screen is scrolled into history, as tmux does.
     fn clear_all(&mut self) {
         if self.alternate.is_none() {
             let used = self.main.rows.iter().rposition(|row| !row.is_empty()).map_or(0, |last| last + 1);
-            for _ in 0..used {
-                if let Some(row) = self.main.rows.pop_front() {
-                    self.remember(row);
-                    self.main.rows.push_back(Row::default());
-                }
+            for at in 0..used {
+                let row = std::mem::take(&mut self.main.rows[at]);
+                self.remember(row);
             }
         }
         self.clear_rows(0, self.size.rows);

@@ -11,6 +11,9 @@ const LINE_DRAWING: &[char] = &[
     '┬', '│', '≤', '≥', 'π', '≠', '£', '·',
 ];
 
+/// Cells of the largest screen that DECALN fills.
+const MOST_ALIGNED: usize = 20_000;
+
 impl Perform for State {
     fn print(&mut self, character: char) {
         if (' '..='~').contains(&character) {
@@ -82,7 +85,7 @@ impl Perform for State {
             ([], b'c') => {
                 self.leave_alternate(false);
                 self.clear_all();
-                self.main = Grid::new(size);
+                self.main.cursor = Cursor::default();
                 self.region = (0, size.rows - 1);
                 self.saved = None;
                 self.modes = Modes::default();
@@ -91,8 +94,9 @@ impl Perform for State {
             ([], b'>') => self.modes.application_keypad = false,
             ([b'('], set) => self.grid_mut().cursor.line_drawing[0] = set == b'0',
             ([b')'], set) => self.grid_mut().cursor.line_drawing[1] = set == b'0',
-            ([b'#'], b'8') => {
-                let (rows, columns) = (self.size.rows, self.size.columns);
+            // For adjusting a tube. A program could fill a large screen so with three bytes, again and again.
+            ([b'#'], b'8') if usize::from(size.rows) * usize::from(size.columns) <= MOST_ALIGNED => {
+                let (rows, columns) = (size.rows, size.columns);
                 let mut full = Row::default();
                 for column in 0..columns {
                     full.put(usize::from(column), super::Cell::new('E', 0, 1));
@@ -153,14 +157,7 @@ impl Perform for State {
             }),
             ([], 'S') => self.scroll_up(count),
             ([], 'T') => self.scroll_down(count),
-            ([], 'b') => {
-                if let Some(character) = self.last_printed {
-                    let most = u32::from(size.rows) * u32::from(size.columns);
-                    for _ in 0..u32::from(count).min(most) {
-                        self.put(character, character.width().unwrap_or(1).max(1) as u16);
-                    }
-                }
-            }
+            ([], 'b') => self.repeat(count),
             ([], 'c') => self.reply("\x1b[?62;22c"),
             ([b'>'], 'c') => self.reply("\x1b[>1;10;0c"),
             ([b'>'], 'q') => self.reply("\x1bP>|wharf\x1b\\"),
@@ -271,29 +268,31 @@ impl State {
 
     fn tab(&mut self, count: u16) {
         let last = self.size.columns - 1;
-        for _ in 0..count.min(self.size.columns) {
-            let column = self.grid().cursor.column;
-            // Also a cursor past the end stays there, and the next character wraps.
-            if column >= last {
-                return;
-            }
-            let next = match &self.modes.tabs {
-                None => (column / 8 + 1) * 8,
-                Some(tabs) => tabs.iter().copied().find(|tab| *tab > column).unwrap_or(last),
-            };
-            self.grid_mut().cursor.column = next.min(last);
+        let column = self.grid().cursor.column;
+        // Also a cursor past the end stays there, and the next character wraps.
+        if column >= last {
+            return;
         }
+        let next = match &self.modes.tabs {
+            None => (column / 8).saturating_add(count).saturating_mul(8),
+            Some(tabs) => {
+                let behind = tabs.partition_point(|tab| *tab <= column);
+                tabs.get(behind + usize::from(count) - 1).copied().unwrap_or(last)
+            }
+        };
+        self.grid_mut().cursor.column = next.min(last);
     }
 
     fn back_tab(&mut self, count: u16) {
-        for _ in 0..count.min(self.size.columns) {
-            let column = self.grid().cursor.column;
-            let before = match &self.modes.tabs {
-                None => column.saturating_sub(1) / 8 * 8,
-                Some(tabs) => tabs.iter().copied().rfind(|tab| *tab < column).unwrap_or(0),
-            };
-            self.grid_mut().cursor.column = before;
-        }
+        let column = self.grid().cursor.column;
+        let before = match &self.modes.tabs {
+            None => column.div_ceil(8).saturating_sub(count) * 8,
+            Some(tabs) => {
+                let before = tabs.partition_point(|tab| *tab < column);
+                before.checked_sub(usize::from(count)).map_or(0, |at| tabs[at])
+            }
+        };
+        self.grid_mut().cursor.column = before;
     }
 
     fn erase_display(&mut self, mode: u16) {

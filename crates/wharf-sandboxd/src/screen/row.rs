@@ -1,5 +1,7 @@
 //! Rows that are as long as what is in them.
 
+use std::collections::VecDeque;
+
 use super::style::{Style, Styles};
 
 /// Combining characters beyond this are dropped: a program may send millions for one cell.
@@ -26,8 +28,8 @@ impl Cell {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Row {
     cells: Vec<Cell>,
-    /// Columns and the combining characters on them, sorted.
-    combining: Vec<(u16, String)>,
+    /// Combining characters by their columns, sorted, and in their order within a column.
+    combining: Vec<(u16, char)>,
     /// Whether the line goes on in the next row.
     pub(super) wrapped: bool,
 }
@@ -35,6 +37,14 @@ pub(super) struct Row {
 impl Row {
     pub(super) fn is_empty(&self) -> bool {
         self.cells.is_empty()
+    }
+
+    /// Makes the row as new; an empty one costs nothing.
+    pub(super) fn clear(&mut self) {
+        self.wrapped = false;
+        if !self.cells.is_empty() || !self.combining.is_empty() {
+            *self = Self::default();
+        }
     }
 
     pub(super) fn put(&mut self, column: usize, cell: Cell) {
@@ -57,6 +67,18 @@ impl Row {
         }
     }
 
+    /// Puts the same narrow character into `count` columns.
+    pub(super) fn fill(&mut self, column: usize, count: usize, cell: Cell) {
+        let end = column + count;
+        if self.cells.len() < end {
+            self.cells.resize(end, Cell::BLANK);
+        }
+        self.split_wide(column);
+        self.split_wide(end);
+        self.combining.retain(|(at, _)| !(column..end).contains(&usize::from(*at)));
+        self.cells[column..end].fill(cell);
+    }
+
     /// A wide character that loses a half becomes blank.
     fn split_wide(&mut self, column: usize) {
         if self.cells.get(column).is_some_and(|cell| cell.character == '\0') {
@@ -70,14 +92,11 @@ impl Row {
     pub(super) fn combine(&mut self, column: usize, character: char) {
         let Some(cell) = self.cells.get(column) else { return };
         let column = if cell.character == '\0' { column.saturating_sub(1) } else { column } as u16;
-        match self.combining.binary_search_by_key(&column, |(at, _)| *at) {
-            Ok(found) => {
-                let text = &mut self.combining[found].1;
-                if text.chars().count() < LONGEST_CELL {
-                    text.push(character);
-                }
-            }
-            Err(place) => self.combining.insert(place, (column, character.to_string())),
+        let end = self.combining.partition_point(|(at, _)| *at <= column);
+        let here = self.combining[..end].iter().rev().take_while(|(at, _)| *at == column).count();
+        // As many as there is room for in twice the row: a screen full of them is bounded too.
+        if here < LONGEST_CELL && self.combining.len() < 2 * self.cells.len().max(LONGEST_CELL) {
+            self.combining.insert(end, (column, character));
         }
     }
 
@@ -147,68 +166,103 @@ impl Row {
 
     pub(super) fn text(&self) -> String {
         let mut out = String::with_capacity(self.cells.len());
-        self.each(|character, combining, _| {
-            out.push(character);
-            out.push_str(combining);
-        });
+        self.append_to(&mut out);
         out
     }
 
-    fn each(&self, mut visit: impl FnMut(char, &str, u16)) {
-        let mut combining = self.combining.iter().peekable();
+    pub(super) fn append_to(&self, out: &mut String) {
+        if self.combining.is_empty() {
+            out.extend(self.cells.iter().map(|cell| cell.character).filter(|character| *character != '\0'));
+        } else {
+            self.each(|characters, _| out.extend(characters));
+        }
+    }
+
+    /// Visits each character with those that join it, and its style.
+    fn each(&self, mut visit: impl FnMut(&mut dyn Iterator<Item = char>, u16)) {
+        let mut combining = self.combining.as_slice();
         for (at, cell) in self.cells.iter().enumerate() {
-            if cell.character == '\0' {
-                continue;
+            let here = combining.partition_point(|(column, _)| usize::from(*column) <= at);
+            let (marks, rest) = combining.split_at(here);
+            combining = rest;
+            if cell.character != '\0' {
+                visit(&mut std::iter::once(cell.character).chain(marks.iter().map(|(_, mark)| *mark)), cell.style);
             }
-            let marks = combining.next_if(|(column, _)| usize::from(*column) == at).map_or("", |(_, marks)| marks);
-            visit(cell.character, marks, cell.style);
         }
     }
 
     /// Writes the row with its styles; `style` is what the terminal has set already.
     pub(super) fn paint(&self, styles: &Styles, style: &mut Style, out: &mut String) {
-        self.each(|character, combining, id| {
+        self.each(|characters, id| {
             let wanted = styles.get(id);
             if wanted != *style {
                 out.push_str(&wanted.sequence());
                 *style = wanted;
             }
-            out.push(character);
-            out.push_str(combining);
+            out.extend(characters);
         });
     }
 }
 
-/// A row that has scrolled away: its text, and a byte that says whether it goes on in the next one.
-#[derive(Debug, Clone)]
-pub(super) struct HistoryLine(Box<str>);
-
-const WRAPPED: char = '\u{1}';
-
-impl From<Row> for HistoryLine {
-    fn from(row: Row) -> Self {
-        let mut text = row.text();
-        if row.wrapped {
-            text.push(WRAPPED);
-        } else {
-            text.truncate(text.trim_end().len());
-        }
-        Self(text.into_boxed_str())
-    }
+/// The rows that have scrolled away, as text. A million short lines cost little more than their characters.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    text: String,
+    lines: VecDeque<Line>,
 }
 
-impl HistoryLine {
-    pub(super) fn text(&self) -> &str {
-        self.0.strip_suffix(WRAPPED).unwrap_or(&self.0)
+/// The length of one line's text, and whether it goes on in the next one.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    bytes: u32,
+    wrapped: bool,
+}
+
+impl History {
+    pub(super) fn len(&self) -> usize {
+        self.lines.len()
     }
 
-    pub(super) fn wrapped(&self) -> bool {
-        self.0.ends_with(WRAPPED)
+    pub(super) fn bytes(&self) -> usize {
+        self.text.len()
     }
 
-    pub(super) fn unwrap(&mut self) {
-        if self.wrapped() {
-            self.0 = self.text().trim_end().into();
+    pub(super) fn push(&mut self, row: &Row) {
+        let start = self.text.len();
+        row.append_to(&mut self.text);
+        if !row.wrapped {
+            self.text.truncate(start + self.text[start..].trim_end().len());
         }
+        self.lines.push_back(Line { bytes: (self.text.len() - start) as u32, wrapped: row.wrapped });
+    }
+
+    pub(super) fn drop_oldest(&mut self, lines: usize) {
+        let bytes: usize = self.lines.drain(..lines.min(self.lines.len())).map(|line| line.bytes as usize).sum();
+        self.text.drain(..bytes);
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The latest line no longer goes on in the next one.
+    pub(super) fn unwrap_latest(&mut self) {
+        if let Some(line) = self.lines.back_mut()
+            && line.wrapped
+        {
+            let start = self.text.len() - line.bytes as usize;
+            self.text.truncate(start + self.text[start..].trim_end().len());
+            *line = Line { bytes: (self.text.len() - start) as u32, wrapped: false };
+        }
+    }
+
+    /// Each line, and whether it goes on in the next one.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, bool)> {
+        let mut rest = self.text.as_str();
+        self.lines.iter().map(move |line| {
+            let (text, behind) = rest.split_at(line.bytes as usize);
+            rest = behind;
+            (text, line.wrapped)
+        })
     }
 }

@@ -174,3 +174,43 @@ proptest! {
         let _ = screen.text();
     }
 }
+
+/// The largest screen there is for an agent, as a program may draw on it: each piece costs some rows' time, not some
+/// screens'. With the costs of before each of these took from ten seconds to an hour.
+#[test]
+fn no_few_bytes_cost_much_time() {
+    let tab_stops = "\x1b[3g".to_owned() + &"\x1b[C\x1bH".repeat(900) + "\r";
+    for (before, bomb) in [
+        ("", "\x1b[65535b"),
+        ("a", "\r\x1b[65535b"),
+        ("\x1b[4ha", "\ra\x1b[65535b"),
+        (&tab_stops, "\r\x1b[65535I"),
+        (&tab_stops, "\x1b[999G\x1b[65535Z"),
+        ("\x1b[2;999r", "\x1b[65535S"),
+        ("\x1b[2;999r", "\x1b[65535T"),
+        ("", "\x1b[65535L"),
+        ("", "\x1b[65535M"),
+        ("", "\x1b#8\x1b[2J"),
+        ("", "\x1bc"),
+        ("", "\x1b[?1049h\x1b[?1049l"),
+        ("", "a\u{301}\u{302}\x1b[@"),
+        ("\x1b]2;", "title without end "),
+        ("\x1bP", "string without end "),
+    ] {
+        let mut screen = Screen::new(ScreenSize { rows: 1000, columns: 1000 }, 10_000);
+        screen.feed(before.as_bytes());
+        let started = std::time::Instant::now();
+        screen.feed(bomb.repeat(20_000 / bomb.len()).as_bytes());
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{bomb:?}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_history_of_lines_full_of_combining_characters_is_bounded() {
+    let mut screen = Screen::new(ScreenSize { rows: 10, columns: 1000 }, 10_000);
+    let line = "a\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}".repeat(1000);
+    for _ in 0..10_000 {
+        screen.feed(line.as_bytes());
+    }
+    assert!(screen.text().len() < 24 << 20, "{}", screen.text().len());
+}

@@ -61,8 +61,9 @@ const SETTLING_LOOKS: u32 = 200;
 const LONGEST_START: Duration = Duration::from_secs(30);
 /// How long a terminal whose program reads nothing may refuse the next byte.
 const LONGEST_STALL: Duration = Duration::from_secs(10);
-/// Permits to render the output of a command.
-static RENDERING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+/// So much output may be rendered at a time, in mebibytes of all sessions: rendering takes several times that.
+const RENDERED_AT_ONCE: u32 = 32;
+static RENDERING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(RENDERED_AT_ONCE as usize);
 /// How long readline may take from a prompt's mark to taking the terminal.
 const LONGEST_PAINT: Duration = Duration::from_secs(2);
 
@@ -396,7 +397,8 @@ impl Session {
         let pastes = shell.pastes;
         // Once begun, a command is typed to its end, also if the caller goes: a half would be the next one's beginning.
         let session = self.clone();
-        let command = command.to_owned();
+        // The end of a line as some callers write it.
+        let command = command.replace("\r\n", "\n");
         let typing = self.tasks.spawn(async move {
             let writing = shell.writing.lock().await;
             let mut idle = false;
@@ -411,17 +413,44 @@ impl Session {
             }
             session.may_lose_hook.store(may_lose_hook(&command), Ordering::Relaxed);
             let touched = session.line_touched.swap(false, Ordering::Relaxed);
-            let text = if pastes { pasted(&command, touched) } else { evaluated(&command) };
+            let long = pastes && command.len() > LONGEST_PASTE && session.progress.borrow().facts.echoes;
+            let text = match pastes {
+                true if long => announced(&command, touched),
+                true => pasted(&command, touched),
+                false => evaluated(&command),
+            };
             session.wait_for_readline(&shell).await;
-            if has_keys(&command) {
+            if !long && has_keys(&command) {
                 // Readline puts the terminal's settings back once it has the line.
                 let _ = shell.pty.stop_taking_keys();
             }
-            let typed = session.write(&shell, text.as_bytes()).await;
+            let mut typed = session.write(&shell, text.as_bytes()).await;
+            if long && typed.is_ok() {
+                typed = session.send(&shell, &command).await;
+            }
             drop(writing);
             typed
         });
         typing.await.unwrap_or(Err(SessionError::Closed))
+    }
+
+    /// Sends the text of a command that was announced, once the shell reads it.
+    async fn send(&self, shell: &Shell, command: &str) -> Result<(), SessionError> {
+        let until = Instant::now() + LONGEST_PAINT;
+        let mut progress = self.progress();
+        loop {
+            let started = progress.borrow_and_update().started;
+            if started && shell.pty.is_canonical().is_ok_and(|canonical| !canonical) {
+                break;
+            }
+            if Instant::now() >= until {
+                return Err(SessionError::NotRead { session: self.id().clone(), typed: 0, total: command.len() });
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(1), progress.changed()).await;
+        }
+        let error = |source| SessionError::Write { session: self.id().clone(), source };
+        shell.pty.stop_taking_keys().map_err(error)?;
+        self.write(shell, command.as_bytes()).await
     }
 
     /// Waits until the shell that has said it is at its prompt has taken the terminal. Before that, the terminal would
@@ -630,8 +659,8 @@ impl Session {
             drop(bytes);
             (screen.text().trim_end_matches('\n').to_owned(), truncated, end)
         };
-        // A few at a time: each may take as much memory as the log it renders, and more.
-        let _turn = RENDERING.acquire().await;
+        let mebibytes = u32::try_from(end.0.saturating_sub(start.0) >> 20).unwrap_or(u32::MAX).saturating_add(1);
+        let _turn = RENDERING.acquire_many(mebibytes.min(RENDERED_AT_ONCE)).await;
         tokio::task::spawn_blocking(render).await.unwrap_or_else(|_| (String::new(), true, end))
     }
 
@@ -657,6 +686,8 @@ impl Shell {
     }
 }
 
+/// A longer command is not pasted but sent.
+const LONGEST_PASTE: usize = 16 << 10;
 const PASTE_START: &str = "\x1b[200~";
 const PASTE_END: &str = "\x1b[201~";
 /// What makes readline leave a search or half a key, and takes away what stands on the line.
@@ -665,12 +696,18 @@ const CLEAN_LINE: &str = "\x07\x15";
 /// What types `command` as one paste. Readline takes a carriage return in a paste for a line feed, and knows a paste's
 /// end by its bytes: a command that holds either is spelled out.
 fn pasted(command: &str, clean: bool) -> String {
-    let command = command.replace("\r\n", "\n");
     let clean = if clean { CLEAN_LINE } else { "" };
     if command.contains('\r') || command.contains(PASTE_END) {
-        return format!("{clean}{PASTE_START}eval {}{PASTE_END}\r", spelled_out(&command));
+        return format!("{clean}{PASTE_START}eval {}{PASTE_END}\r", spelled_out(command));
     }
     format!("{clean}{PASTE_START}{command}{PASTE_END}\r")
+}
+
+/// What makes the shell read `command` as it comes and run it. Readline takes a paste apart byte by byte.
+fn announced(command: &str, clean: bool) -> String {
+    let clean = if clean { CLEAN_LINE } else { "" };
+    let length = command.len();
+    format!("{clean}{PASTE_START}{{ __wharf_take {length}; }} 2>/dev/null; eval \"$__wharf_text\"{PASTE_END}\r")
 }
 
 /// What types `command` where there is no pasting.

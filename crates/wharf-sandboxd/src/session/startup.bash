@@ -33,6 +33,17 @@ __wharf_prompt() {
   return 0
 }
 
+# Reads a long command from the terminal, for which readline would take a second a megabyte. In the history it stands for
+# the line that called this.
+__wharf_take() {
+  local status=$? IFS= LC_ALL=C
+  __wharf_text=
+  read -rs -N "$1" __wharf_text </dev/tty
+  history -s -- "$__wharf_text"
+  case $- in *e*) return 0 ;; esac
+  return "$status"
+}
+
 # Puts the hook behind the user's own. As an element of its own it stays when the user sets PROMPT_COMMAND anew.
 __wharf_install() {
   local status=${1-$?} hook='{ __wharf_prompt; } 3>&2 2>/dev/null'

@@ -153,3 +153,37 @@ fn the_echo_of_a_command_is_no_output_and_takes_none_with_it() {
     let told = server.action(json!({ "command": "secret", "is_input": true }));
     assert_eq!(ran(&told).1, "secret");
 }
+
+#[test]
+fn a_megabyte_on_the_command_line_arrives_quickly() {
+    let server = Server::openhands();
+    let line = format!("{}\n", "x".repeat(99));
+    let started = Instant::now();
+    let told = server.action(json!({ "command": format!("cat > big <<'EOF'\n{}EOF", line.repeat(10_000)) }));
+    assert_eq!((ran(&told).0, ran(&told).1), (0, ""), "{}", ran(&told).2);
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert_eq!(std::fs::read_to_string(server.home.path().join("big")).unwrap(), line.repeat(10_000));
+}
+
+#[test]
+fn a_terminal_of_absurd_size_is_refused_and_a_program_that_draws_without_end_slows_nobody() {
+    let server = Server::bound(&[], json!({}));
+    let absurd = json!({ "id": "x", "terminal": { "rows": 65535, "columns": 65535 } });
+    assert_eq!(server.post(KEY, "/v1/sessions", &absurd).0, 400);
+    server.post(KEY, "/v1/sessions", &json!({ "id": "s", "terminal": { "rows": 1000, "columns": 1000 } }));
+    assert_eq!(server.post(KEY, "/v1/sessions/s/resize", &json!({ "rows": 65535, "columns": 2 })).0, 400);
+    let bomb =
+        r"x=$(printf 'a\033[65535b\r\n\033[2;999r\033[65535S\033[65535L%.0s' {1..500}); while :; do printf %s $x; done";
+    let draws = json!({ "command": bomb, "timeout_ms": 1000 });
+    assert_eq!(server.post(KEY, "/v1/sessions/s/run", &draws).1["outcome"], "timed_out");
+    for _ in 0..20 {
+        let asked = Instant::now();
+        server.get("/v1/info");
+        server.get("/v1/sessions");
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    }
+    server.post(KEY, "/v1/sessions", &json!({ "id": "other" }));
+    let (_, result) = server.post(KEY, "/v1/sessions/other/run", &json!({ "command": "echo beside" }));
+    assert_eq!(result["output"], "beside");
+    server.delete("/v1/sessions/s");
+}

@@ -27,6 +27,9 @@ use crate::{
     session::{AttachedTerminal, Session, SessionSettings},
 };
 
+/// A screen holds as much as its programs write, twice if they use the alternate one.
+const MOST_ROWS: u16 = 4096;
+const MOST_CELLS: u32 = 1 << 20;
 /// Lines of history that a native session's screen keeps for a redraw.
 const HISTORY_LINES: usize = 1000;
 
@@ -54,6 +57,12 @@ fn checked(size: TerminalSize) -> Result<TerminalSize, ApiError> {
     if size.rows == 0 || size.columns == 0 {
         let value = format!("{}x{}", size.rows, size.columns);
         return Err(ApiError::invalid("terminal", value, "a terminal has at least one row and one column"));
+    }
+    let cells = u32::from(size.rows) * u32::from(size.columns);
+    if size.rows > MOST_ROWS || size.columns > MOST_ROWS || cells > MOST_CELLS {
+        let value = format!("{}x{}", size.rows, size.columns);
+        let why = format!("a terminal has at most {MOST_ROWS} rows, {MOST_ROWS} columns and {MOST_CELLS} cells");
+        return Err(ApiError::invalid("terminal", value, why));
     }
     Ok(size)
 }
