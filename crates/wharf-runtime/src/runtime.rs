@@ -8,8 +8,11 @@ use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
 use crate::{
     Collected, Lifetime, Status,
     kubernetes::{Found, KubernetesError, KubernetesRuntime, Report},
-    local::{Bounds, LocalError, LocalRuntime, Record, Wall},
+    local::{Bounds, LocalError, LocalRuntime, Record, Wall, read_end},
 };
+
+/// How much of sandboxd's log is given: its end.
+const SHOWN_LOG_BYTES: u64 = 1 << 20;
 
 /// Where sandboxes live.
 #[derive(Debug, Clone)]
@@ -338,7 +341,7 @@ impl Runtime {
         }
     }
 
-    /// sandboxd's own log.
+    /// The end of sandboxd's own log.
     ///
     /// # Errors
     ///
@@ -347,7 +350,7 @@ impl Runtime {
         match self {
             Self::Local(local) => {
                 let path = local.get(&local_name(id)?)?.log();
-                let read = std::fs::read(&path);
+                let read = read_end(&path, SHOWN_LOG_BYTES).map(String::into_bytes);
                 Ok(read.map_err(|source| LocalError::State { action: "read", path, source })?)
             }
             Self::Kubernetes(kubernetes) => Ok(kubernetes.log(id).await?.into_bytes()),

@@ -14,6 +14,7 @@ pub mod editor;
 pub mod exec;
 pub mod files;
 pub mod http;
+pub mod log;
 pub mod options;
 pub mod output_log;
 mod prepare;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use wharf_sandboxd::{app, options::Options, process::own};
+use wharf_sandboxd::{app, log::Log, options::Options, process::own};
 
 fn main() -> ExitCode {
     own::settle();
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Log::new(options.log_bytes()))
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();

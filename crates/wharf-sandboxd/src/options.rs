@@ -116,9 +116,22 @@ pub struct ServeOptions {
     /// A directory whose files count against the limit on disk; may be given several times [default: the working directory].
     #[arg(long, value_name = "DIR")]
     pub counted: Vec<PathBuf>,
+    /// Bytes that the log may have, where standard error is a file open for reading and appending: older lines go.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..))]
+    pub log_bytes: Option<u64>,
     /// Seconds that sessions and execs have to end after SIGTERM before they are killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub stop_seconds: u64,
+}
+
+impl Options {
+    /// What the log may have at most.
+    pub fn log_bytes(&self) -> Option<u64> {
+        match &self.command {
+            Some(Command::Serve(serve)) => serve.log_bytes,
+            Some(Command::Install { .. } | Command::Accompany { .. } | Command::Prepare { .. }) | None => None,
+        }
+    }
 }
 
 /// The original's command line: section 1.1 of its specification.

@@ -151,7 +151,7 @@ pub(crate) enum Command {
     Cp(Cp),
     /// List sandboxes.
     Ls,
-    /// Print what an exec printed so far; without an id, sandboxd's own log.
+    /// Print what an exec printed so far; without an id, the end of sandboxd's own log.
     Logs(Logs),
     /// List the execs and sessions of a sandbox, also finished execs.
     Ps { name: SandboxId },

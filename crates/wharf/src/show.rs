@@ -39,6 +39,12 @@ pub(crate) fn manifests(objects: &[serde_json::Value], form: OutputForm) -> anyh
     Ok(())
 }
 
+/// A text without what a terminal would act on.
+pub(crate) fn plain(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().filter(|character| matches!(character, '\n' | '\t') || !character.is_control()).collect()
+}
+
 /// `wharf ls`.
 pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<()> {
     let sandboxes = runtime.list().await?;
@@ -87,4 +93,14 @@ pub(crate) async fn inspect(runtime: &Runtime, id: &SandboxId) -> anyhow::Result
         }
     }
     json(&all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_no_power_over_a_terminal() {
+        assert_eq!(plain(b"a\x1b]0;title\x07\tb\r\nc\xc2\x9b2J\xff"), "a]0;title\tb\nc2J\u{fffd}");
+    }
 }

@@ -435,7 +435,10 @@ async fn find_output(sandbox: &Client, id: &str, offset: u64) -> anyhow::Result<
 /// `wharf logs`.
 pub(crate) async fn logs(runtime: &Runtime, arguments: Logs, form: OutputForm) -> anyhow::Result<ExitCode> {
     let Some(id) = arguments.id else {
-        out::write(&runtime.log(&arguments.name).await?)?;
+        let log = runtime.log(&arguments.name).await?;
+        // What runs in a sandbox has a say in it.
+        let is_seen = std::io::IsTerminal::is_terminal(&std::io::stdout());
+        out::write(if is_seen { show::plain(&log).into_bytes() } else { log }.as_slice())?;
         return Ok(ExitCode::SUCCESS);
     };
     let sandbox = ready(runtime, &arguments.name).await?.client()?;

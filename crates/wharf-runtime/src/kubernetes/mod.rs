@@ -615,7 +615,7 @@ impl KubernetesRuntime {
         }
     }
 
-    /// What the sandbox's main container has logged: sandboxd's own log.
+    /// The end of what the sandbox's main container has logged: sandboxd's own log.
     ///
     /// # Errors
     ///
@@ -625,6 +625,8 @@ impl KubernetesRuntime {
         let api = self.cluster.typed::<Pod>();
         let parameters = kube::api::LogParams {
             container: Some(container_name(found.anchor.profile).to_owned()),
+            // The bytes are counted from the first of these lines on.
+            tail_lines: Some(SHOWN_LOG_LINES),
             limit_bytes: Some(16 << 20),
             ..kube::api::LogParams::default()
         };
@@ -633,6 +635,9 @@ impl KubernetesRuntime {
         Ok(self.cluster.call("read the log", deadline, &|_| {}, || api.logs(name, &parameters)).await?)
     }
 }
+
+/// How much of a log is given: its end.
+const SHOWN_LOG_LINES: i64 = 5000;
 
 /// Whether whoever needed it has not said so for too long.
 fn is_garbage(anchor: &Anchor, now: Timestamp) -> bool {

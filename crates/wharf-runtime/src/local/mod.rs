@@ -41,6 +41,7 @@ use wharf_protocol::{BindRequest, Environment, Isolation, Limits, SandboxName, S
 
 use crate::{Collected, Lifetime, Status, random_hex};
 
+pub(crate) use self::record::read_end;
 pub use self::{
     launch::launch_main,
     plan::{Bounds, Wall},

@@ -267,7 +267,7 @@ impl Record {
 }
 
 /// The last `most` bytes of a file, as text.
-pub(super) fn read_end(path: &Path, most: u64) -> io::Result<String> {
+pub(crate) fn read_end(path: &Path, most: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(most)))?;

@@ -30,6 +30,9 @@ use crate::local::{
     sys,
 };
 
+/// What sandboxd's log may have.
+const LOG_BYTES: u64 = 8 << 20;
+
 /// What is open for the first process.
 #[derive(Debug)]
 pub(super) struct Files<'a> {
@@ -131,6 +134,7 @@ pub(super) fn become_sandboxd(
         .args(["--listen", &format!("fd:{}", listener.as_raw_fd())])
         .args(["--bind-secret-fd", &secret.as_raw_fd().to_string()])
         .args(["--ready-fd", &ready.as_raw_fd().to_string()])
+        .args(["--log-bytes", &LOG_BYTES.to_string()])
         .args(["--maker-fd", &maker.as_raw_fd().to_string()])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
