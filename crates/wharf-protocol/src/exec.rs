@@ -96,6 +96,10 @@ pub struct ExecInfo {
     pub started_at: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<f64>,
+    /// Whether it ended by SIGKILL, or with 137 as a shell whose program did, which nobody had asked for, and the kernel
+    /// killed a process of the sandbox for want of memory meanwhile. `false` where sandboxd cannot see that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
     /// The end of its output log so far.
     pub output_end: ByteOffset,
 }

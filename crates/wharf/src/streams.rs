@@ -28,6 +28,8 @@ const READ_BYTES: usize = 256 << 10;
 /// How long a sandbox that is ending is waited for, to say why.
 const ENDING_CHECKS: u32 = 200;
 const ENDING_INTERVAL: Duration = Duration::from_millis(20);
+/// The exit code of what was ended by SIGKILL.
+const KILLED: i32 = 128 + 9;
 /// Ctrl-P Ctrl-Q, as docker has it.
 const DETACH: [u8; 2] = [0x10, 0x11];
 
@@ -51,12 +53,16 @@ pub(crate) async fn execute(
     let manner = Manner { input: flags.interactive, tty: flags.tty, form, ..Manner::COMMAND };
     let ended = converse(output, manner).await;
     drop(raw);
+    let was_killed = matches!(ended, Ok(Ended::Exited { code: KILLED, .. }));
     let mut code = concluded(runtime, &sandbox, &found.id, ended).await;
     if let (Ok(code), Some(limit)) = (&mut code, request.timeout_ms)
         && exec.info().await.is_ok_and(|info| info.state == ExecState::TimedOut)
     {
         note!("wharf: the command was ended: its time limit of {} s has passed", limit as f64 / 1000.0);
         *code = ExitCode::from(TIMED_OUT);
+    }
+    if code.is_ok() && was_killed && exec.info().await.is_ok_and(|info| info.out_of_memory) {
+        note!("wharf: the command was killed: the sandbox has no more memory than its limit; `--memory` sets it");
     }
     // A finished exec leaves nothing to look at.
     let _ = exec.remove().await;

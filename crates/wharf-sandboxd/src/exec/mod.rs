@@ -45,6 +45,7 @@ use crate::{
     core::random_hex,
     output_log::{OutputBudget, OutputLog, PIECE_BYTES},
     process::{
+        memory,
         spawn::{self, Child, Exit, Spawn, Stdio},
         tree::Tree,
         users::User,
@@ -89,6 +90,8 @@ pub struct Exec {
     request: ExecRequest,
     pid: Pid,
     tree: Tree,
+    /// How many processes the kernel had killed for want of memory before it began.
+    kills_before: Option<u64>,
     started_at: SystemTime,
     log: OutputLog,
     state: watch::Sender<Observed>,
@@ -108,6 +111,7 @@ struct Observed {
     state: ExecState,
     /// When its output was complete.
     finished_at: Option<SystemTime>,
+    out_of_memory: bool,
 }
 
 impl Execs {
@@ -236,7 +240,7 @@ impl Exec {
             None => (Stdio::Pipes { stdin: request.stdin }, None),
         };
         let argv: Vec<OsString> = request.argv.iter().map(OsString::from).collect();
-        let tree = Tree::new();
+        let (tree, kills_before) = (Tree::new(), memory::kills());
         let child = spawn::spawn(Spawn {
             argv: &argv,
             user: &place.user,
@@ -254,12 +258,13 @@ impl Exec {
         let exec = Self {
             pid: child.pid(),
             tree,
+            kills_before,
             started_at: SystemTime::now(),
             log: match request.when_full {
                 WhenFull::DropOldest => OutputLog::new(output_bytes),
                 WhenFull::Wait => OutputLog::for_reader(output_bytes),
             },
-            state: watch::Sender::new(Observed { state: ExecState::Running, finished_at: None }),
+            state: watch::Sender::new(Observed { state: ExecState::Running, finished_at: None, out_of_memory: false }),
             input: Input::new(request.stdin || terminal.is_some()),
             input_ended: AtomicBool::new(false),
             caller: Presence::new(),
@@ -332,7 +337,12 @@ impl Exec {
             Exit { signal: Some(signal), .. } => ExecState::Signalled { signal },
             Exit { code: None, signal: None } => ExecState::Exited { code: -1 },
         };
-        self.state.send_modify(|observed| observed.state = state);
+        let was_killed = exit.shell_code() == 128 + Signal::KILL.as_raw() && !timed_out && !self.stop.is_cancelled();
+        let out_of_memory = was_killed && memory::kills() > self.kills_before;
+        self.state.send_modify(|observed| {
+            observed.state = state;
+            observed.out_of_memory = out_of_memory;
+        });
         self.input.close();
         self.process_ended.cancel();
         let collected = collecting.wait();
@@ -481,6 +491,7 @@ impl Exec {
             terminal: self.terminal.is_some(),
             started_at: seconds(self.started_at),
             finished_at: observed.finished_at.map(seconds),
+            out_of_memory: observed.out_of_memory,
             output_end: self.log.end(),
         }
     }

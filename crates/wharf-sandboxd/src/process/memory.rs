@@ -1,6 +1,6 @@
 //! Who is killed when memory runs out, and whether somebody was.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::OnceLock};
 
 const SCORE: &str = "/proc/self/oom_score_adj";
 /// How much earlier than we the kernel kills what an agent runs.
@@ -25,8 +25,20 @@ pub(super) fn score_of_children() -> i32 {
     (our_score() + ABOVE_US).min(HIGHEST)
 }
 
+/// Where the kernel counts, if whoever started us has said so.
+static COUNTER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the kernel counts whom it kills in this sandbox.
+pub fn count_in(file: PathBuf) {
+    // Said twice, the first counts.
+    let _ = COUNTER.set(file);
+}
+
 /// How many processes of this sandbox the kernel has killed for memory; `None` where that cannot be seen.
 pub fn kills() -> Option<u64> {
+    if let Some(file) = COUNTER.get() {
+        return count(&fs::read_to_string(file).ok()?);
+    }
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     counters(&groups).into_iter().find_map(|file| count(&fs::read_to_string(file).ok()?))
 }

@@ -7,6 +7,7 @@ mod basics;
 mod copy;
 mod escapes;
 mod lifecycle;
+mod memory;
 mod mounts;
 mod streams;
 mod walls;
