@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     os::fd::{FromRawFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -11,13 +11,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use axum::Router;
+use rustix::process::Signal;
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use wharf_protocol::{Secret, SecretDigest};
 
 use crate::{
@@ -30,24 +31,26 @@ use crate::{
     },
     options::{Command, Listen, OpenHandsOptions, Options, ServeOptions},
     prepare::prepare,
-    process::{reaper, tree},
+    process::{memory, own, reaper, tree},
 };
 
 const SHORTEST_SECRET: usize = 16;
 const LONGEST_SECRET: u64 = 4096;
+/// How long tasks have to end once all that runs was ended.
+const LAST_TASKS: Duration = Duration::from_secs(6);
 
-/// Runs sandboxd until it is told to stop.
+/// Runs sandboxd until it is told to stop. `key` is what `SESSION_API_KEY` was in the environment.
 ///
 /// # Errors
 ///
 /// When it cannot start: a bad option, an address that is taken, a user that cannot be made.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(options: Options, key: Option<String>) -> anyhow::Result<()> {
     match (options.command, options.openhands) {
         (Some(Command::Serve(serve)), _) => run_blank(serve).await,
         (Some(Command::Install { directory }), _) => install(&directory),
         (Some(Command::Accompany { name }), _) => companion::accompany(&name).await,
         (Some(Command::Prepare { workspace, etc, home }), _) => prepare(&workspace, &etc, &home),
-        (None, Some(openhands)) => run_openhands(openhands).await,
+        (None, Some(openhands)) => run_openhands(openhands, key).await,
         (None, None) => bail!("neither a subcommand nor a port was given"),
     }
 }
@@ -63,6 +66,9 @@ fn install(directory: &Path) -> anyhow::Result<()> {
 
 async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     let secret = bind_secret(&options)?;
+    if let Some(file) = options.memory_events.clone() {
+        memory::count_in(file);
+    }
     let shutdown = CancellationToken::new();
     let core = Arc::new(Core::new(Some(secret), shutdown).counting(options.counted.clone()));
     let dialect = OpenHands::new(core.clone(), openhands::Settings::default());
@@ -86,15 +92,17 @@ async fn run_blank(options: ServeOptions) -> anyhow::Result<()> {
     live(core, dialect, listeners, Duration::from_secs(options.stop_seconds)).await
 }
 
-async fn run_openhands(options: OpenHandsOptions) -> anyhow::Result<()> {
+async fn run_openhands(options: OpenHandsOptions, key: Option<String>) -> anyhow::Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
     let shutdown = CancellationToken::new();
     let core = Arc::new(Core::new(None, shutdown));
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, options.port));
-    let listener = Listener::open(&Listen::Tcp(address))
-        .await
-        .with_context(|| format!("could not listen at port {}", options.port))?;
-    let settings = openhands::bind_from_start(&core, &options)?;
+    let address = SocketAddr::from((options.host, options.port));
+    let listener =
+        Listener::open(&Listen::Tcp(address)).await.with_context(|| format!("could not listen at {address}"))?;
+    let settings = openhands::bind_from_start(&core, &options, key)?;
+    if core.identity().is_ok_and(|identity| identity.keys.is_empty()) {
+        warn!("SESSION_API_KEY is not set: whoever reaches {listener} can run anything here");
+    }
     let dialect = OpenHands::new(core.clone(), settings);
     core.tasks.spawn(dialect.clone().warm_up());
     openhands::serve_viewer(&core, options.port).await;
@@ -110,11 +118,8 @@ async fn live(
 ) -> anyhow::Result<()> {
     let shutdown = core.shutdown.clone();
     reaper::adopt_orphans().context("could not become the reaper of orphans")?;
-    core.tasks.spawn(async move {
-        if let Err(error) = reaper::reap(CancellationToken::new()).await {
-            tracing::error!(%error, "zombies are not reaped");
-        }
-    });
+    let reaping = CancellationToken::new();
+    let reaper = tokio::spawn(reaper::reap(reaping.clone()));
     core.tasks.spawn(stop_on_signal(shutdown.clone())?);
     let connections = Connections::new(core.clone());
     let router: Router = native::router(core.clone()).merge(openhands::router(dialect, &core));
@@ -128,8 +133,15 @@ async fn live(
     info!("stopping");
     // Sessions and execs hear of the shutdown themselves; whatever else descends from us ends here.
     tree::end_descendants(stop).await;
-    serving.wait().await;
-    Ok(())
+    core.over.cancel();
+    core.tasks.close();
+    let all = async { tokio::join!(serving.wait(), core.tasks.wait()) };
+    if tokio::time::timeout(LAST_TASKS, all).await.is_err() {
+        warn!(tasks = core.tasks.len() + serving.len(), "tasks that did not end are given up");
+    }
+    // To the last, since whoever ended meanwhile was somebody's child.
+    reaping.cancel();
+    reaper.await.context("the reaper failed")?.context("zombies were not reaped")
 }
 
 /// Ends a sandbox whose maker has gone before it has bound it: nobody else knows the secret.
@@ -144,15 +156,25 @@ async fn end_without(mut maker: pipe::Receiver, core: Arc<Core>) {
     }
 }
 
-/// Ends on SIGTERM and SIGINT.
+/// Ends on SIGTERM and SIGINT; not on a SIGINT that a shell has made us ignore, since it is meant for what is in the
+/// foreground.
 fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("could not handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("could not handle SIGINT")?;
+    let mut interrupt = match own::is_ignored(Signal::INT) {
+        true => None,
+        false => Some(signal(SignalKind::interrupt()).context("could not handle SIGINT")?),
+    };
+    let interrupted = async move {
+        match &mut interrupt {
+            Some(interrupt) => interrupt.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     Ok(async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
             _ = terminate.recv() => shutdown.cancel(),
-            _ = interrupt.recv() => shutdown.cancel(),
+            _ = interrupted => shutdown.cancel(),
         }
     })
 }

@@ -110,7 +110,9 @@ pub struct Core {
     counted: Vec<PathBuf>,
     /// Cancelled when sandboxd shall end.
     pub shutdown: CancellationToken,
-    /// Every task that outlives a request.
+    /// Cancelled when all that runs was ended: who still waits for its output has a moment to hear of it.
+    pub over: CancellationToken,
+    /// Every task that outlives a request; `app` waits for them.
     pub tasks: TaskTracker,
 }
 
@@ -125,6 +127,7 @@ impl Core {
             last_activity: AtomicU64::new(0),
             counted: Vec::new(),
             shutdown,
+            over: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
     }

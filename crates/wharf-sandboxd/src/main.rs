@@ -1,12 +1,13 @@
 //! The entry point: options, logging, the runtime. Everything else is in the library.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use wharf_sandboxd::{app, log::Log, options::Options, process::own};
 
 fn main() -> ExitCode {
     own::settle();
+    let key = own::take_secret("SESSION_API_KEY");
     let options = Options::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("WHARF_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -23,7 +24,12 @@ fn main() -> ExitCode {
     // Two threads: one works while the other blocks in a small system call; more would only cost memory.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(app::run(options)),
+        Ok(runtime) => {
+            let result = runtime.block_on(app::run(options, key));
+            // A thread that hangs in a system call, as in reading a file that never comes, is not waited for.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            result
+        }
         Err(error) => Err(anyhow::Error::new(error).context("could not start the async runtime")),
     };
     match result {

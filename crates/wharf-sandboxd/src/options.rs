@@ -1,6 +1,10 @@
 //! The command line: our own `serve`, and the one that OpenHands' clients start.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use clap::{Args, Parser, Subcommand};
 use wharf_protocol::SecretDigest;
@@ -137,8 +141,11 @@ impl Options {
 /// The original's command line: section 1.1 of its specification.
 #[derive(Debug, Clone, Args)]
 pub struct OpenHandsOptions {
-    /// The TCP port; binds 0.0.0.0.
+    /// The TCP port.
     pub port: u16,
+    /// The address to listen at; the default are all interfaces, as in the original.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub host: IpAddr,
     /// Initial directory of the shell and of relative listings.
     #[arg(long, value_name = "DIR")]
     pub working_dir: Option<PathBuf>,

@@ -1,33 +1,38 @@
 //! Listening, and the walls around connections: how many, how large their headers, how long they may idle.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     Router,
     extract::{ConnectInfo, DefaultBodyLimit},
+    response::{IntoResponse, Response},
 };
+use http::{HeaderValue, StatusCode, header};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use rustix::io::Errno;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, UnixListener},
+    time::Instant,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
+use wharf_protocol::ProblemKind;
 
+use super::problem::ApiError;
 use crate::{core::Core, options::Listen};
 
 /// Bytes of a request line and all headers together.
@@ -37,6 +42,10 @@ const HEADERS: usize = 128;
 const BACKLOG: u32 = 1024;
 /// How long requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection that has shown no key stays without a request.
+const PATIENCE_WITH_STRANGERS: Duration = Duration::from_secs(10);
+/// One of so many connections is kept for those that have shown no key yet, as the owner's next one.
+const RESERVE: u32 = 8;
 
 /// An open listener.
 #[derive(Debug)]
@@ -140,32 +149,163 @@ async fn remove_dead_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The connections of all listeners, counted against the sandbox's limit.
+/// The connections of all listeners, counted against the sandbox's limit, also those that have become WebSockets.
+///
+/// ```text
+///             a key is shown, there is room           closed
+///   stranger ───────────────────────────────▶ known ────────▶
+///      │  ▲                                              ▲
+///      │  └ a key is shown, no room: answered, closed ───┤
+///      └──── too long without a request, or the oldest ──┘
+///            when another one comes and there is no room
+/// ```
 #[derive(Debug)]
 pub struct Connections {
     core: Arc<Core>,
-    open: AtomicU32,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By age: numbers only grow.
+    open: BTreeMap<u64, Entry>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    standing: Standing,
+    /// How many requests run; with HTTP/1 that is one at most.
+    busy: bool,
+    /// When it came, or its latest request did.
+    active: Instant,
+    closing: CancellationToken,
+}
+
+/// What we know of whoever is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Stranger,
+    /// It has shown a key, but there are as many known ones as allowed: it is answered and closed.
+    Answered,
+    Known,
 }
 
 /// One open connection; dropping it counts it out.
 #[derive(Debug)]
-struct Counted(Arc<Connections>);
+struct Slot {
+    number: u64,
+    closing: CancellationToken,
+    connections: Arc<Connections>,
+}
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+/// By which a request's handlers say that it has shown a key.
+#[derive(Debug, Clone)]
+struct Caller(Arc<Slot>);
+
+/// Says that whoever has sent the request with these extensions may use the sandbox.
+pub(crate) fn has_shown_a_key(extensions: &http::Extensions) {
+    if let Some(Caller(slot)) = extensions.get() {
+        slot.connections.introduce(slot.number);
     }
+}
+
+impl Table {
+    fn count(&self, known: bool) -> u32 {
+        self.open.values().filter(|entry| (entry.standing == Standing::Known) == known).count() as u32
+    }
+
+    /// The one to close so that another stranger may come: the oldest that nobody would miss.
+    fn oldest_stranger(&self) -> Option<u64> {
+        let missed = |entry: &Entry| match entry.standing {
+            Standing::Stranger => false,
+            Standing::Answered => entry.busy,
+            Standing::Known => true,
+        };
+        self.open.iter().find(|(_, entry)| !missed(entry)).map(|(number, _)| *number)
+    }
+}
+
+fn reserve(limit: u32) -> u32 {
+    (limit / RESERVE).max(1)
 }
 
 impl Connections {
     pub fn new(core: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core, open: AtomicU32::new(0) })
+        Arc::new(Self { core, table: Mutex::default() })
     }
 
-    fn count(self: &Arc<Self>) -> Option<Counted> {
-        let counted = Counted(self.clone());
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        (before < self.core.limits().connections).then_some(counted)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a new connection in, and the oldest stranger out where that makes room; `None` if nothing does.
+    fn admit(self: &Arc<Self>) -> Option<Slot> {
+        let limit = self.core.limits().connections;
+        let mut table = self.table();
+        let crowded = |table: &Table| table.open.len() as u32 >= limit || table.count(false) >= reserve(limit);
+        while crowded(&table) {
+            let oldest = table.oldest_stranger()?;
+            if let Some(entry) = table.open.remove(&oldest) {
+                debug!("closed the oldest connection that has shown no key: another one came");
+                entry.closing.cancel();
+            }
+        }
+        let number = table.next;
+        table.next += 1;
+        let closing = CancellationToken::new();
+        let entry =
+            Entry { standing: Standing::Stranger, busy: false, active: Instant::now(), closing: closing.clone() };
+        table.open.insert(number, entry);
+        Some(Slot { number, closing, connections: self.clone() })
+    }
+
+    fn introduce(&self, number: u64) {
+        let limit = self.core.limits().connections;
+        let mut table = self.table();
+        if table.open.get(&number).is_none_or(|entry| entry.standing == Standing::Known) {
+            return;
+        }
+        let room = table.count(true) < (limit - reserve(limit)).max(1);
+        if let Some(entry) = table.open.get_mut(&number) {
+            entry.standing = if room { Standing::Known } else { Standing::Answered };
+        }
+    }
+
+    /// Notes a request's beginning or end; gives what is known of its sender.
+    fn request(&self, number: u64, busy: bool) -> Standing {
+        let mut table = self.table();
+        let Some(entry) = table.open.get_mut(&number) else { return Standing::Stranger };
+        entry.busy = busy;
+        if busy {
+            entry.active = Instant::now();
+        }
+        entry.standing
+    }
+}
+
+impl Slot {
+    /// Waits until this is a stranger that has asked for nothing for so long.
+    async fn has_bored(&self, patience: Duration) {
+        loop {
+            let wake = match self.connections.table().open.get(&self.number) {
+                Some(entry) if entry.standing == Standing::Known => None,
+                Some(entry) if entry.standing == Standing::Answered && entry.busy => Some(Instant::now() + patience),
+                Some(entry) => Some(entry.active + patience),
+                None => Some(Instant::now()),
+            };
+            match wake {
+                None => std::future::pending().await,
+                Some(at) if at <= Instant::now() => return,
+                Some(at) => tokio::time::sleep_until(at).await,
+            }
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connections.table().open.remove(&self.number);
     }
 }
 
@@ -174,6 +314,7 @@ impl Connections {
 /// A connection beyond the limit is closed at once, unanswered.
 pub async fn serve(listener: Listener, router: Router, connections: Arc<Connections>) {
     let tasks = TaskTracker::new();
+    let closing = CancellationToken::new();
     let shutdown = connections.core.shutdown.clone();
     loop {
         let accepted = tokio::select! {
@@ -190,20 +331,65 @@ pub async fn serve(listener: Listener, router: Router, connections: Arc<Connecti
                 continue;
             }
         };
-        let Some(counted) = connections.count() else {
+        let Some(slot) = connections.admit() else {
             debug!("refused a connection: too many are open");
             continue;
         };
-        let router = router.clone();
+        let (router, closing) = (router.clone(), closing.clone());
         tasks.spawn(async move {
-            serve_connection(stream, peer, router, counted.0.core.clone()).await;
-            drop(counted);
+            let evicted = slot.closing.clone();
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => {}
+                () = evicted.cancelled() => {}
+                () = serve_connection(stream, peer, router, slot) => {}
+            }
         });
     }
     drop(listener);
     tasks.close();
     if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        debug!("closed connections that were still busy");
+        debug!("closing connections that are still busy");
+        closing.cancel();
+        tasks.wait().await;
+    }
+}
+
+/// A connection's bytes. It is counted as long as anybody has it, also a WebSocket after its HTTP connection is over.
+struct Counted {
+    stream: Box<dyn Stream>,
+    _slot: Arc<Slot>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 
@@ -223,16 +409,15 @@ async fn accept(listener: &Listener) -> io::Result<(Box<dyn Stream>, Peer)> {
     }
 }
 
-async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, core: Arc<Core>) {
+async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, slot: Slot) {
+    let slot = Arc::new(slot);
+    let core = slot.connections.core.clone();
     let shutdown = core.shutdown.clone();
     // It bounds how long the headers may take, and with them how long a kept-alive connection may idle.
     let idle = Duration::from_secs(core.limits().idle_connection_seconds);
-    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        let body_bytes = usize::try_from(core.limits().request_bytes).unwrap_or(usize::MAX);
-        DefaultBodyLimit::max(body_bytes).apply(&mut request);
-        tower::ServiceExt::oneshot(router.clone(), request)
-    });
+    let stream = Counted { stream, _slot: slot.clone() };
+    let caller = Caller(slot.clone());
+    let service = tower::service_fn(move |request| answer(request, peer, router.clone(), caller.clone()));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
@@ -248,10 +433,47 @@ async fn serve_connection(stream: Box<dyn Stream>, peer: Peer, router: Router, c
             connection.await
         }
         ended = connection.as_mut() => ended,
+        () = slot.has_bored(PATIENCE_WITH_STRANGERS.min(idle)) => Ok(()),
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended");
     }
+}
+
+/// Answers one request; a caller beyond the number of those that may stay is answered and closed.
+async fn answer(
+    mut request: http::Request<hyper::body::Incoming>,
+    peer: Peer,
+    router: Router,
+    caller: Caller,
+) -> Result<Response, std::convert::Infallible> {
+    let slot = caller.0.clone();
+    let connections = &slot.connections;
+    connections.request(slot.number, true);
+    if header_bytes(&request) > HEADER_BYTES {
+        // hyper refuses what does not fit its buffer, and lets some more pass.
+        return Ok((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, [(header::CONNECTION, "close")]).into_response());
+    }
+    request.extensions_mut().insert(ConnectInfo(peer));
+    request.extensions_mut().insert(caller);
+    let body_bytes = usize::try_from(connections.core.limits().request_bytes).unwrap_or(usize::MAX);
+    DefaultBodyLimit::max(body_bytes).apply(&mut request);
+    let mut response = tower::ServiceExt::oneshot(router, request).await?;
+    if connections.request(slot.number, false) == Standing::Answered {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let limit = connections.core.limits().connections;
+            let detail = format!("as many connections as allowed are open already ({limit}); close some of them");
+            response = ApiError::new(ProblemKind::LimitReached, detail).into_response();
+        }
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// As many bytes as the request line and the headers have without their separators.
+fn header_bytes<B>(request: &http::Request<B>) -> usize {
+    let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    request.headers().iter().fold(uri, |bytes, (name, value)| bytes + name.as_str().len() + value.len())
 }
 
 #[cfg(test)]

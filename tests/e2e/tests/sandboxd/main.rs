@@ -1,10 +1,10 @@
 //! The built sandboxd as a process: its duties, its command line, its limits on connections.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod limits;
 mod processes;
 
 use std::{
-    io::{Read, Write},
     net::TcpStream,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, Output, Stdio},
@@ -202,32 +202,6 @@ fn it_copies_itself_to_where_another_image_starts_it() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     let refused = sandboxd(&["install", "/nowhere"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("/nowhere/wharf-sandboxd"), "{refused:?}");
-}
-
-#[test]
-fn connections_beyond_the_limit_are_closed_and_idle_ones_do_not_stay() {
-    let server = Server::bound(&[], json!({ "connections": 2, "idle_connection_seconds": 1 }));
-    // The one that bound is kept open by its client; one more may come.
-    let mut second = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-    second.write_all(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n").unwrap();
-    let mut third = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-    third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut byte = [0];
-    assert!(matches!(third.read(&mut byte), Ok(0) | Err(_)), "the third is closed at once");
-    // Headers that never end: the time for idling bounds them.
-    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut rest = Vec::new();
-    let ended = second.read_to_end(&mut rest);
-    assert!(ended.is_ok(), "{ended:?}");
-    assert!(!String::from_utf8_lossy(&rest).contains("200 OK"), "it was never a request");
-}
-
-#[test]
-fn a_request_that_is_too_large_is_refused() {
-    let server = Server::bound(&[], json!({ "request_bytes": 1000 }));
-    let (status, problem) = server.post(KEY, "/v1/execs", &json!({ "argv": ["echo", "x".repeat(2000)] }));
-    assert_eq!((status, &problem["kind"]), (413, &json!("too_large")));
-    assert_eq!(server.get("/v1/info")["execs"], 0);
 }
 
 #[test]

@@ -335,3 +335,110 @@ fn sigterm_ends_the_server_although_it_was_started_with_it_blocked() {
     rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
+
+/// A program that nobody but root may signal, started by an ordinary user.
+fn unkillable(directory: &Path) -> String {
+    let program = directory.join("become-root");
+    fs::copy("/usr/bin/setpriv", &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    program.display().to_string()
+}
+
+#[test]
+fn removing_and_stopping_end_although_a_process_cannot_be_killed() {
+    let prefix = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let mut server = Server::bound(&prefix, json!({}));
+    let program = unkillable(server.home.path());
+    let argv = json!({ "argv": [program, "--reuid", "0", "--regid", "0", "--clear-groups", "sleep", "1000"] });
+    let (removed, first) = server.exec(&argv);
+    let (stopped, second) = server.exec(&argv);
+    for pid in [&first, &second] {
+        until("a process of root's", || of_process(pid, "status").contains("Uid:\t0\t0\t0\t0").then_some(()));
+    }
+    server.delete(&format!("/v1/execs/{removed}"));
+    let (mut socket, head) = server.web_socket(&format!("/v1/execs/{stopped}/output"));
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
+    let code = until("the server's end", || server.child.try_wait().unwrap()).code();
+    assert_eq!(code, Some(0));
+    let _ = std::io::Read::read_to_end(&mut socket, &mut Vec::new());
+    for pid in [first, second] {
+        assert!(is_alive(&pid), "it could not be killed");
+        rustix::process::kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    }
+}
+
+/// sandboxd as OpenHands starts it, once it listens; gives what it has said until then, too.
+fn openhands(prefix: &[&str], arguments: &[&str], key: Option<&str>) -> (Openhands, String) {
+    let home = tempfile::tempdir().unwrap();
+    let port = wharf_e2e::free_port().to_string();
+    let program = wharf_e2e::program("wharf-sandboxd").display().to_string();
+    let argv: Vec<&str> = prefix.iter().copied().chain([program.as_str(), &port]).collect();
+    let mut command = std::process::Command::new(argv[0]);
+    command.args(&argv[1..]).arg("--working-dir").arg(home.path()).args(["--username", "root"]).args(arguments);
+    command.env_remove("SESSION_API_KEY").envs(key.map(|key| ("SESSION_API_KEY", key))).env("AFTER", "wards");
+    let mut child = command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let mut said = String::new();
+    while !said.contains("listening") {
+        said.push_str(&lines.next().expect("it listens before it ends").unwrap());
+        said.push('\n');
+    }
+    (Openhands { child, port: port.parse().unwrap(), _home: home, _lines: Box::new(lines) }, said)
+}
+
+struct Openhands {
+    child: std::process::Child,
+    port: u16,
+    _home: tempfile::TempDir,
+    _lines: Box<dyn Iterator<Item = std::io::Result<String>>>,
+}
+
+impl Drop for Openhands {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_key_is_in_no_environment() {
+    let secret = "s3cr3t-session-api-key-of-a-test";
+    let (server, said) = openhands(&[], &["--host", "127.0.0.1"], Some(secret));
+    assert!(!said.contains("SESSION_API_KEY"), "{said}");
+    let pid = server.child.id().to_string();
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let shown = String::from_utf8_lossy(&environment);
+    assert!(!shown.contains(secret) && shown.contains("AFTER=wards"), "{shown}");
+    // It is the key all the same, and no command has it.
+    let run = |key: &str| {
+        let body = json!({ "action": { "action": "run", "args": { "command": "env | grep -c -e SESSION_API_KEY -e AFTER" } } });
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let url = format!("http://127.0.0.1:{}/execute_action", server.port);
+        let mut answer = agent.post(url).header("X-Session-API-Key", key).send_json(body).unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_json::<Value>().unwrap())
+    };
+    assert_eq!(run("another").0, 403);
+    let (status, observation) = run(secret);
+    assert_eq!((status, &observation["content"]), (200, &json!("1")), "{observation}");
+    let tasks = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    for child in tasks.split_whitespace() {
+        assert!(!String::from_utf8_lossy(&fs::read(format!("/proc/{child}/environ")).unwrap()).contains(secret));
+    }
+}
+
+#[test]
+fn the_original_command_line_takes_an_address_and_says_that_there_is_no_key() {
+    let listens_at = |server: &Openhands| {
+        let wanted = format!(":{:04X}", server.port);
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let local = table.lines().filter_map(|line| line.split_whitespace().nth(1)).find(|at| at.ends_with(&wanted));
+        local.map(|at| at.split(':').next().unwrap().to_owned())
+    };
+    let (server, said) = openhands(&[], &["--host", "127.0.0.1"], None);
+    assert_eq!(said.matches("SESSION_API_KEY is not set").count(), 1, "{said}");
+    assert_eq!(listens_at(&server).as_deref(), Some("0100007F"));
+    let (server, said) = openhands(&[], &[], Some("a-key-that-is-long-enough"));
+    assert_eq!(listens_at(&server).as_deref(), Some("00000000"), "{said}");
+    assert!(!said.contains("SESSION_API_KEY"), "{said}");
+}

@@ -214,6 +214,7 @@ async fn check_key(State(state): State<Arc<OpenHands>>, request: Request, next: 
             return detail(StatusCode::FORBIDDEN, "Invalid API Key");
         }
         state.core.touch();
+        server::has_shown_a_key(request.extensions());
     }
     next.run(request).await
 }
@@ -462,12 +463,13 @@ fn error_observation(content: &str) -> Value {
     json!({ "message": content, "observation": "error", "content": content, "extras": { "error_id": "" } })
 }
 
-/// Binds a server that was started with OpenHands' command line, from that and the environment: sections 1.1 to 1.4.
+/// Binds a server that was started with OpenHands' command line, from that, the environment and the key that was in it:
+/// sections 1.1 to 1.4. Without a key everybody may use it.
 ///
 /// # Errors
 ///
 /// When a variable is not what it must be, the user cannot be made, or the directory cannot be used.
-pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Result<Settings> {
+pub fn bind_from_start(core: &Core, options: &OpenHandsOptions, key: Option<String>) -> anyhow::Result<Settings> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let no_change_timeout = match variable("NO_CHANGE_TIMEOUT_SECONDS") {
         None => 10,
@@ -496,13 +498,11 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions) -> anyhow::Resul
     let shown = working_dir.display();
     workspace::prepare(&working_dir, &named, variable("SANDBOX_GROUP_ID").as_deref())
         .with_context(|| format!("could not use --working-dir {shown}"))?;
-    // The shell gets the server's environment, as in the original, but not the key.
-    let ours = |name: &str| {
-        matches!(name, "SESSION_API_KEY" | "HOME" | "USER" | "LOGNAME" | "SHELL") || name.starts_with("WHARF_")
-    };
+    // The shell gets the server's environment, as in the original; the key is in it no more.
+    let ours = |name: &str| matches!(name, "HOME" | "USER" | "LOGNAME" | "SHELL") || name.starts_with("WHARF_");
     let environment = std::env::vars().filter(|(name, _)| !ours(name)).collect();
     let identity = Identity {
-        keys: variable("SESSION_API_KEY").map(Secret::new).into_iter().collect(),
+        keys: key.filter(|key| !key.is_empty()).map(Secret::new).into_iter().collect(),
         environment,
         user,
         working_dir,

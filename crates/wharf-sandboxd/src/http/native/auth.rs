@@ -10,7 +10,10 @@ use axum::{
 use http::header;
 use wharf_protocol::ProblemKind;
 
-use crate::{core::Core, http::problem::ApiError};
+use crate::{
+    core::Core,
+    http::{problem::ApiError, server},
+};
 
 /// Lets a request pass that carries one of the sandbox's keys as its bearer token.
 pub(super) async fn require_key(
@@ -26,6 +29,7 @@ pub(super) async fn require_key(
         return Err(ApiError::new(ProblemKind::Unauthorized, "the key is not one of this sandbox"));
     }
     core.touch();
+    server::has_shown_a_key(request.extensions());
     Ok(next.run(request).await)
 }
 

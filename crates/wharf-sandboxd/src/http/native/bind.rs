@@ -19,7 +19,10 @@ use wharf_protocol::{BindRequest, Environment, Limits, Problem, ProblemKind};
 use super::auth::bearer;
 use crate::{
     core::{Core, Identity, is_variable_name},
-    http::problem::{ApiError, ApiJson},
+    http::{
+        problem::{ApiError, ApiJson},
+        server,
+    },
     process::users::{self, User},
 };
 
@@ -41,6 +44,7 @@ pub(super) async fn bind(State(core): State<Arc<Core>>, request: Request) -> Res
     if !bearer(&request).is_some_and(|secret| core.is_bind_secret(secret)) {
         return Err(ApiError::new(ProblemKind::Unauthorized, "the bind secret is missing or wrong"));
     }
+    server::has_shown_a_key(request.extensions());
     let ApiJson(request) = ApiJson::<BindRequest>::from_request(request, &()).await?;
     let deadline = request.deadline_seconds.map(Duration::from_secs);
     let identity = tokio::task::spawn_blocking(move || identity_of(request)).await.map_err(ApiError::internal)??;

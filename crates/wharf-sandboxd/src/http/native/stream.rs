@@ -22,6 +22,9 @@ const MESSAGE_BYTES: usize = 1 << 20;
 /// How long a quiet stream stays silent, so that nobody between takes it for dead.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// How long a client is still sent what there is once all that runs was ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What the client at the other end of a WebSocket may do.
 pub(super) trait Caller: Send + 'static {
     /// Carries out one frame.
@@ -122,12 +125,15 @@ pub(super) fn answer<C: Caller>(
     let reader =
         Reader { log, at: asked.from, follow, first: asked.first, ending: asked.ending, last: None, ended: false };
     if let Some(upgrade) = upgrade {
-        let shutdown = core.shutdown.clone();
+        let over = core.over.clone();
+        // The task is not ours to start; from here on it is waited for all the same.
+        let waited_for = core.tasks.token();
         return upgrade.max_message_size(MESSAGE_BYTES).on_upgrade(move |socket| async move {
+            let _waited_for = waited_for;
             tokio::select! {
                 biased;
                 () = converse(socket, reader, caller) => {}
-                () = async { shutdown.cancelled().await; tokio::time::sleep(HEARTBEAT).await } => {}
+                () = async { over.cancelled().await; tokio::time::sleep(LAST_WORDS).await } => {}
             }
         });
     }
