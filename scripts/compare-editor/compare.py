@@ -75,7 +75,6 @@ def original(editor, kind, args):
 def main():
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 300
-    until = time.monotonic() + (int(sys.argv[3]) if len(sys.argv) > 3 else 1e9)
     rng = random.Random(seed)
     build = ["cargo", "build", "-q", "-p", "wharf-sandboxd", "--example", "editor_calls"]
     if subprocess.run(build, cwd=ROOT).returncode:
@@ -83,6 +82,7 @@ def main():
     binary = ROOT / "target/debug/examples/editor_calls"
     ours = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     different = calls = 0
+    until = time.monotonic() + (int(sys.argv[3]) if len(sys.argv) > 3 else 1e9)
     with tempfile.TemporaryDirectory() as folder:
         theirs = OHEditor(workspace_root=folder)
         # Its guess is wrong for many short texts, also for valid UTF-8.

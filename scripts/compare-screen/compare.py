@@ -126,7 +126,6 @@ def main(seed, rounds, seconds):
     if not shutil.which("tmux"):
         print("error: tmux is missing; apt-get install tmux", file=sys.stderr)
         return 2
-    until = time.monotonic() + seconds
     built = subprocess.run(["cargo", "build", "-q", "-p", "wharf-sandboxd", "--example", "screen_calls"], cwd=ROOT)
     if built.returncode:
         return 2
@@ -135,7 +134,7 @@ def main(seed, rounds, seconds):
     # A server without a session ends.
     tmux.call("new-session", "-d", "-s", "stay", "-x", "40", "-y", "8", "sleep 100000", ";", "set", "-g", "status", "off")
     rng, differ = random.Random(seed), 0
-    done = 0
+    done, until = 0, time.monotonic() + seconds
     for number in range(rounds):
         if time.monotonic() >= until:
             break
