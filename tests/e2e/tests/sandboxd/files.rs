@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
+    io::{Read, Write},
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -40,7 +41,7 @@ impl Server {
     }
 
     /// Started with OpenHands' command line, with `nobody` as the agent's user.
-    fn openhands(working_dir: &Path) -> Self {
+    fn of_nobody(working_dir: &Path) -> Self {
         let home = tempfile::tempdir().unwrap();
         let port = wharf_e2e::free_port();
         let child = Command::new(wharf_e2e::program("wharf-sandboxd"))
@@ -211,7 +212,7 @@ fn a_full_disk_leaves_the_old_file_to_every_way_of_writing() {
     let directory = tempfile::tempdir().unwrap();
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "none"]).arg(directory.path()).status();
     assert!(mount.unwrap().success(), "run the tests as root");
-    let server = Server::openhands(directory.path());
+    let server = Server::of_nobody(directory.path());
     let file = directory.path().join("file");
     let old = "old line\n".repeat(9000);
     fs::write(&file, &old).unwrap();
@@ -235,7 +236,7 @@ fn a_full_disk_leaves_the_old_file_to_every_way_of_writing() {
 #[test]
 fn an_upload_that_is_cut_leaves_the_old_file() {
     let directory = tempfile::tempdir().unwrap();
-    let server = Server::openhands(directory.path());
+    let server = Server::of_nobody(directory.path());
     let file = directory.path().join("file");
     fs::write(&file, vec![b'o'; 9000]).unwrap();
     chown(&file, Some(NOBODY), Some(0)).unwrap();
@@ -270,7 +271,7 @@ fn an_existing_working_directory_becomes_the_agents() {
     fs::write(workspace.join("of-root"), "").unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&workspace, fs::Permissions::from_mode(0o755)).unwrap();
-    let server = Server::openhands(&workspace);
+    let server = Server::of_nobody(&workspace);
     let run = server.act("run", json!({ "command": "touch new && echo more >> of-root && id -u" }));
     assert_eq!((&run["extras"]["metadata"]["exit_code"], &run["content"]), (&json!(0), &json!("65534")), "{run}");
     let metadata = fs::metadata(&workspace).unwrap();
@@ -285,7 +286,7 @@ fn the_file_viewer_shows_what_the_agent_may_read_and_nothing_through_a_link() {
     let workspace = directory.path().join("workspace");
     fs::create_dir(&workspace).unwrap();
     fs::write(workspace.join("own.png"), "shown").unwrap();
-    let server = Server::openhands(&workspace);
+    let server = Server::of_nobody(&workspace);
     server.act(
         "run",
         json!({ "command": format!("ln -s /proc/self/environ e.png; ln -s {} d", roots.path().display()) }),

@@ -1,9 +1,6 @@
 //! The built sandboxd as a process: its duties, its command line, its limits on connections.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod limits;
-mod processes;
-
 use std::{
     net::TcpStream,
     os::unix::process::ExitStatusExt,
@@ -15,6 +12,8 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 mod files;
+mod limits;
+mod processes;
 mod sessions;
 
 const SECRET: &str = "the-bind-secret-of-a-test";
