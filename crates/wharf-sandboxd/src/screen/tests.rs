@@ -176,7 +176,7 @@ proptest! {
 }
 
 /// The largest screen there is for an agent, as a program may draw on it: each piece costs some rows' time, not some
-/// screens'. With the costs of before each of these took from ten seconds to an hour.
+/// screens'.
 #[test]
 fn no_few_bytes_cost_much_time() {
     let tab_stops = "\x1b[3g".to_owned() + &"\x1b[C\x1bH".repeat(900) + "\r";
