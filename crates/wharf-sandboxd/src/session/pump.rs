@@ -89,6 +89,11 @@ impl Session {
         let bash = spawn::find_program("bash", &path);
         let pastes = bash.is_some();
         let (startup, mut writer) = pipe().map_err(start)?;
+        if rustix::process::geteuid().is_root() {
+            // The shell opens it by its path, and may only if it is its own.
+            let user = rustix::process::Uid::from_raw(settings.user.uid);
+            rustix::fs::fchown(&startup, Some(user), None).map_err(|error| start(error.into()))?;
+        }
         let startup_path = spawn::inherited_path(&startup);
         let text = if pastes {
             let file = startup_path.rsplit('/').next().unwrap_or_default();
