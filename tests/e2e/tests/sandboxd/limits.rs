@@ -186,16 +186,12 @@ fn no_json_request_is_larger_than_allowed() {
     let server = Server::bound(&[], json!({ "request_bytes": 1000 }));
     server.post(KEY, "/v1/sessions", &json!({ "id": "s" }));
     let long = "x".repeat(2000);
-    // Below /v1/files the limit is fixed.
-    let longer = "x".repeat(2 << 20);
-    let requests: [(&str, Value); 8] = [
+    // Below /v1/files the limit is fixed: see there.
+    let requests: [(&str, Value); 5] = [
         ("/v1/execs", json!({ "argv": [long] })),
         ("/v1/sessions", json!({ "id": "t", "working_dir": format!("/{long}") })),
         ("/v1/sessions/s/run", json!({ "command": long })),
         ("/v1/sessions/s/input", json!({ "text": long })),
-        ("/v1/files/move", json!({ "from": longer, "to": longer })),
-        ("/v1/files/directory", json!({ "path": longer })),
-        ("/v1/files/search", json!({ "path": "/", "pattern": longer })),
         ("/v1/sessions/s/resize", json!({ "rows": 1, "columns": 1, "long": long })),
     ];
     for (path, request) in requests {

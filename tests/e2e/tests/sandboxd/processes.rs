@@ -106,7 +106,7 @@ fn nothing_of_a_careless_start_reaches_what_runs_inside() {
     let home = server.home.path().display().to_string();
     let (id, piped) = server.exec(&json!({ "argv": ["sleep", "1000"] }));
     let (on_terminal, with_terminal) =
-        server.exec(&json!({ "argv": ["sleep", "1000"], "terminal": { "rows": 24, "columns": 80 } }));
+        server.exec(&json!({ "argv": ["sleep", "1000"], "stdin": true, "terminal": { "rows": 24, "columns": 80 } }));
     for pid in [&piped, &with_terminal] {
         let status = of_process(pid, "status");
         for clean in ["SigBlk:\t0000000000000000\n", "SigIgn:\t0000000000000000\n", "Umask:\t0022\n"] {
