@@ -473,3 +473,54 @@ fn programs_are_looked_for_where_the_caller_looks() {
     assert_eq!(run(&["run", "--", "sh", "-c", "echo $PATH"]), usual);
     assert_eq!(run(&["run", "-e", "PATH=/bin", "--", "sh", "-c", "echo $PATH"]), "/bin\n");
 }
+
+#[test]
+fn links_that_were_made_inside_lead_nowhere_on_the_host_at_the_next_start() {
+    use std::os::unix::fs::MetadataExt;
+    let wharf = Wharf::new();
+    let host = tempfile::tempdir().unwrap();
+    let again = |name: &str, script: &str| {
+        let changed = wharf.run(&["exec", name, "-u", "0", "--", "sh", "-c", script]);
+        assert!(changed.status.success(), "{script}: {changed:?}");
+        wharf.check(&["stop", name], 0, &format!("{name}\n"));
+        wharf.run(&["start", name])
+    };
+    // Where the next start lays a layer, and makes directories.
+    wharf.check(&["create", "box"], 0, "box\n");
+    let aside = format!(
+        "mv /var/lib /var/aside && mkdir -p {0} && ln -s {0} /var/lib && rm -r /var/tmp && ln -s /gone /var/tmp",
+        host.path().display()
+    );
+    let refused = again("box", &aside);
+    assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 0, "made on the host");
+    assert_eq!(refused.status.code(), Some(125), "the directory is in a file system of its own in memory");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("packages of the host"), "{said}");
+    wharf.check(&["create", "inside"], 0, "inside\n");
+    let moved = again("inside", "mkdir /home/lib && mv /var/lib /var/aside && ln -s ../home/lib /var/lib");
+    assert!(moved.status.success(), "{moved:?}");
+    wharf.check(&["exec", "inside", "--", "sh", "-c", "dpkg-query -W dpkg | cut -f1"], 0, "dpkg\n");
+    // What becomes the user's.
+    wharf.check(&["create", "user", "--user", "agent"], 0, "user\n");
+    let device = std::path::Path::new("/dev/full");
+    let refused = again("user", "rm -r /home/agent && ln -s /dev/full /home/agent");
+    let owner = device.metadata().unwrap().uid();
+    std::os::unix::fs::chown(device, Some(0), Some(0)).unwrap();
+    assert_eq!(owner, 0, "a device of the host belongs to a sandbox");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("user"), "{refused:?}");
+}
+
+#[test]
+fn the_list_of_users_shows_no_file_that_only_the_hosts_root_may_read() {
+    let wharf = Wharf::new();
+    let secret = "/proc/sys/net/ipv4/tcp_fastopen_key";
+    let key = std::fs::read_to_string(secret).unwrap();
+    wharf.check(&["create", "box", "--user", "agent"], 0, "box\n");
+    let script = format!("rm /etc/passwd && ln -s {secret} /etc/passwd");
+    wharf.check(&["exec", "box", "-u", "0", "--", "sh", "-c", &script], 0, "");
+    wharf.check(&["stop", "box"], 0, "box\n");
+    let started = wharf.run(&["start", "box"]);
+    let shown = wharf.run(&["exec", "box", "-u", "0", "--", "cat", "/etc/passwd"]);
+    assert!(!String::from_utf8_lossy(&shown.stdout).contains(key.trim()), "{shown:?}");
+    assert!(String::from_utf8_lossy(&started.stderr).contains("`/etc/passwd` is a link"), "{started:?}");
+}

@@ -40,8 +40,11 @@ pub(super) fn show_user(user: &SandboxUser, root: &Below, owner: Owner, director
 
 /// Changes one of the system's files; nothing if `changed` says that it is right.
 fn change(root: &Below, inside: &Path, directory: &Path, changed: impl Fn(&str) -> Option<String>) -> io::Result<()> {
-    let there = match root.find(inside) {
+    let there = match root.find_in_its_mount(inside) {
         Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::XDEV) => {
+            return Err(io::Error::other(format!("`{}` is a link that leads elsewhere", inside.display())));
+        }
         there => there?,
     };
     let path = format!("/proc/self/fd/{}", there.as_raw_fd());

@@ -2,6 +2,7 @@
 //! that neither `..` nor an absolute link, as `/var/run` is one, leads to the host's own file of that name.
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Component, Path},
@@ -61,7 +62,23 @@ impl Below {
                 other => other?,
             };
         }
+        if !File::from(found.try_clone()?).metadata()?.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
         Ok(found)
+    }
+
+    /// What is at a path inside, if that belongs to the mount of its directory: a link in it, which somebody inside may have
+    /// put there, does not lead to what the host shows elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::XDEV`] if it does not.
+    pub(super) fn find_in_its_mount(&self, inside: &Path) -> rustix::io::Result<OwnedFd> {
+        let (parent, name) = inside.parent().zip(inside.file_name()).ok_or(Errno::INVAL)?;
+        let parent = self.find(parent)?;
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&parent, Path::new(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)
     }
 
     /// The place at which something of this kind can be mounted; an empty file or a directory if nothing is there.
@@ -141,6 +158,7 @@ mod tests {
         for wrong in ["/host/x", "/dangling/x", "/dangling", "/../x", "/run/d/file/x"] {
             assert!(below.directory(Path::new(wrong)).is_err(), "{wrong}");
         }
+        assert!(below.directory(Path::new("/run/d/file")).is_err(), "not a directory");
         assert!(below.target(Path::new("/dangling"), false).is_err());
         assert_eq!(fs::read_dir(host.path()).unwrap().count(), 0);
         assert!(!Path::new("/nowhere").exists());

@@ -14,7 +14,7 @@ use super::{
     accounts::show_user,
     below::{Below, bind_at},
     dev::build_dev,
-    ids::Ids,
+    ids::{Ids, Owner},
     mounts::show_mount,
     proc::build_proc,
     sysfs::build_sys,
@@ -31,12 +31,13 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
     fs::create_dir_all(&root).part(part)?;
     tmpfs(&root, ids, 0o755, 16 << 20, 4096).part(part)?;
     rustix::process::chdir(&root).part(part)?;
-    let read_only = build_system(plan, ids).part("writable system")?;
+    let system = Below::new(&root, Owner { uid: ids.root, gid: ids.root }).part(part)?;
+    let read_only = build_system(plan, ids, &system).part("writable system")?;
     build_private(&root, plan, ids, read_only.is_some()).part(part)?;
     for name in ["tmp", "lib", "log", "cache"] {
         let target = root.join("var").join(name);
-        // From the sandbox's life before.
-        if !target.exists() {
+        // From the sandbox's life before; a link of then is not followed.
+        if fs::symlink_metadata(&target).is_err() {
             fs::create_dir(&target).part(part)?;
             let mode = if name == "tmp" { 0o1777 } else { 0o755 };
             fs::set_permissions(&target, fs::Permissions::from_mode(mode)).part(part)?;
@@ -46,7 +47,7 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
     if fs::symlink_metadata(root.join("var/run")).is_err() {
         symlink("/run", root.join("var/run")).part(part)?;
     }
-    show_packages(plan, ids, read_only.is_none()).part("packages of the host")?;
+    show_packages(plan, ids, &system, read_only.is_none()).part("packages of the host")?;
     build_sys(plan).part("/sys")?;
     build_proc(&root, own).part("/proc")?;
     build_house(plan, &root, own.memory_events.as_deref(), read_only.is_none())?;

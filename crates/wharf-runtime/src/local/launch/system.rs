@@ -14,7 +14,7 @@ use std::{
     fs::{self, DirBuilder},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use rustix::{
 use wharf_protocol::SystemAccess;
 
 use super::{
-    below::attach,
+    below::{Below, attach, bind_at},
     ids::Ids,
     root::{make_directory, show, tmpfs},
 };
@@ -72,14 +72,14 @@ const OPTIONS: &str = "metacopy=off,redirect_dir=off,index=off,xino=off";
 /// # Errors
 ///
 /// When it shall be writable and cannot be.
-pub(super) fn build_system(plan: &Plan, ids: &Ids) -> io::Result<Option<String>> {
+pub(super) fn build_system(plan: &Plan, ids: &Ids, root: &Below) -> io::Result<Option<String>> {
     let reason = match (plan.system, &ids.namespace) {
         (Some(SystemAccess::ReadOnly), _) => "as asked".to_owned(),
         _ if !ids.has_range => {
             "the host's files belong to users that an ordinary user's sandbox does not have".to_owned()
         }
         (_, None) => "the sandbox has no users of its own".to_owned(),
-        (_, Some(namespace)) => match build_layers(plan, ids, namespace) {
+        (_, Some(namespace)) => match build_layers(plan, ids, root, namespace) {
             Ok(()) => return Ok(None),
             Err(error) => {
                 for name in SHOWN.iter().chain(&[LAYERS]) {
@@ -100,7 +100,7 @@ pub(super) fn build_system(plan: &Plan, ids: &Ids) -> io::Result<Option<String>>
 }
 
 /// Shows what package managers know of the host, once `/var` is there.
-pub(super) fn show_packages(plan: &Plan, ids: &Ids, writable: bool) -> io::Result<()> {
+pub(super) fn show_packages(plan: &Plan, ids: &Ids, root: &Below, writable: bool) -> io::Result<()> {
     for (path, layer) in PACKAGES {
         let source = Path::new("/").join(path);
         if !source.is_dir() {
@@ -108,7 +108,7 @@ pub(super) fn show_packages(plan: &Plan, ids: &Ids, writable: bool) -> io::Resul
         }
         match &ids.namespace {
             Some(namespace) if writable => {
-                let layers = Layers::open(plan, ids, namespace)?;
+                let layers = Layers::open(plan, ids, root, namespace)?;
                 layers.lay(&source, Path::new(path), layer)?;
                 layers.close()?;
             }
@@ -122,8 +122,8 @@ fn named(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("/{name}: {error}"))
 }
 
-fn build_layers(plan: &Plan, ids: &Ids, namespace: &OwnedFd) -> io::Result<()> {
-    let layers = Layers::open(plan, ids, namespace)?;
+fn build_layers(plan: &Plan, ids: &Ids, root: &Below, namespace: &OwnedFd) -> io::Result<()> {
+    let layers = Layers::open(plan, ids, root, namespace)?;
     for name in SHOWN {
         let source = Path::new("/").join(name);
         let Ok(metadata) = fs::symlink_metadata(&source) else { continue };
@@ -160,11 +160,13 @@ struct Layers<'a> {
     /// The sandbox's directory on disk; relative, as all paths here: an option of an overlay takes no `,` and `:`.
     disk: PathBuf,
     root: u32,
+    /// The new root: where a layer goes, the sandbox may have put links in its life before.
+    below: &'a Below,
     namespace: &'a OwnedFd,
 }
 
 impl<'a> Layers<'a> {
-    fn open(plan: &Plan, ids: &Ids, namespace: &'a OwnedFd) -> io::Result<Self> {
+    fn open(plan: &Plan, ids: &Ids, below: &'a Below, namespace: &'a OwnedFd) -> io::Result<Self> {
         let source = plan.directory.join("system");
         // For nobody but sandboxd, which counts what is there.
         own_directory(&source, 0o700, ids.root)?;
@@ -177,7 +179,7 @@ impl<'a> Layers<'a> {
         }
         let disk = place.join("disk");
         rustix::mount::mount_bind(&source, &disk)?;
-        Ok(Self { disk, root: ids.root, namespace })
+        Ok(Self { disk, root: ids.root, below, namespace })
     }
 
     /// Lays a layer of the sandbox's own over a directory of the host.
@@ -205,23 +207,23 @@ impl<'a> Layers<'a> {
         attach(&tree, at)?;
         let lower = format!("lowerdir={}:{},{OPTIONS}", host.display(), place.join("empty").display());
         sys::as_nobody(|| overlay(&veil, MountFlags::RDONLY, &lower))?;
-        make_directory(target)?;
+        let inside = Path::new("/").join(target);
+        let at = self.below.directory(&inside)?;
         let (upper, work) = (upper.display(), work.display());
         let options = format!("lowerdir={},upperdir={upper},workdir={work},{OPTIONS}", veil.display());
-        overlay(target, MountFlags::empty(), &options)?;
+        overlay(&path_of(&at), MountFlags::empty(), &options)?;
         for mount in [&veil, &host] {
             rustix::mount::unmount(mount, UnmountFlags::DETACH)?;
         }
         for below in mounted_below(source)? {
             let relative = below.strip_prefix(source).map_err(io::Error::other)?;
-            let shown = target.join(relative);
             // Engines mount single files, such as `/etc/hosts`: a copy can be written.
             if fs::metadata(&below)?.is_file() {
                 if is_new && fs::metadata(&below)?.mode() & 0o004 != 0 {
-                    self.copy(&below, &shown)?;
+                    self.copy(&below, &target.join(relative))?;
                 }
             } else {
-                show(&below, &shown)?;
+                bind_at(&below, self.below.directory(&inside.join(relative))?, true)?;
             }
         }
         Ok(())
@@ -270,6 +272,11 @@ impl<'a> Layers<'a> {
         rustix::mount::unmount(LAYERS, UnmountFlags::DETACH)?;
         fs::remove_dir(LAYERS)
     }
+}
+
+/// A path to what a descriptor names, for calls that take no descriptor.
+fn path_of(file: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn overlay(target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
