@@ -24,6 +24,7 @@ mod process;
 mod protection;
 mod ranges;
 mod record;
+mod removal;
 mod socket;
 mod sys;
 mod users;
@@ -55,6 +56,7 @@ use self::{
     protection::{Mounts, PROTECTED_PATHS, Placeholder, plan_mounts, remove_placeholders, set_placeholders},
     ranges::{RangeError, Register},
     record::{Found, Phase, Verdict},
+    removal::remove_tree,
     users::{Caller, plan_user},
 };
 
@@ -815,10 +817,7 @@ fn machine_memory() -> u64 {
 }
 
 fn remove_all(path: &Path) -> Result<(), LocalError> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(state("remove", path, source)),
-        _ => Ok(()),
-    }
+    remove_tree(path).map_err(|source| state("remove", path, source))
 }
 
 fn make_private(path: &Path) -> Result<(), LocalError> {

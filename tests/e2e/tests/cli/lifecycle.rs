@@ -324,3 +324,16 @@ fn values_of_variables_are_in_nothing_that_is_shown() {
     let refused = wharf.run(&["create", "other", "-e", "=s3cr3t"]);
     assert!(!String::from_utf8_lossy(&refused.stderr).contains("s3cr3t"));
 }
+
+#[test]
+fn whatever_was_made_in_a_workspace_rm_removes_it() {
+    // Directories that nobody may enter, and more of them within each other than files may be open.
+    let script = "mkdir -p a/b/c && touch a/b/c/file && chmod 0 a/b/c && chmod 500 a/b && chmod 0 a && \
+                  perl -e 'for (1..3000) { mkdir q(d) or die; chdir q(d) or die }'";
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        wharf.check(&["create", "box"], 0, "box\n");
+        wharf.check(&["exec", "box", "--", "sh", "-c", script], 0, "");
+        wharf.check(&["rm", "box"], 0, "box\n");
+        assert_eq!(wharf.files(), [] as [PathBuf; 0]);
+    }
+}
