@@ -38,7 +38,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use wharf_protocol::{BindRequest, Environment, Isolation, Limits, SandboxName, SandboxSpec, Secret, UserSpec};
+use wharf_protocol::{
+    BindRequest, Environment, Isolation, Limits, MountSpec, SandboxName, SandboxSpec, Secret, UserSpec,
+};
 
 use crate::{Collected, Lifetime, Status, random_hex};
 
@@ -53,7 +55,9 @@ use self::{
     lock::Lock,
     plan::{Launched, Plan},
     process::{Running, Unkillable},
-    protection::{Mounts, PROTECTED_PATHS, Placeholder, plan_mounts, remove_placeholders, set_placeholders},
+    protection::{
+        Mounts, PROTECTED_PATHS, Placeholder, hide, is_state, plan_mounts, remove_placeholders, set_placeholders,
+    },
     ranges::{RangeError, Register},
     record::{Found, Phase, Verdict},
     removal::remove_tree,
@@ -178,7 +182,13 @@ impl LocalRuntime {
         lifetime: Lifetime,
     ) -> Result<Record, LocalError> {
         check(spec)?;
-        let spec = spec.clone();
+        let mut spec = spec.clone();
+        for mount in &mut spec.mounts {
+            let source =
+                fs::canonicalize(&mount.source).map_err(|source| state("find", Path::new(&mount.source), source))?;
+            // A name that is no text stays as it is, and is refused by the start.
+            mount.source = source.to_str().unwrap_or(&mount.source).to_owned();
+        }
         let (lock, record, key) = self.blocking(move |local| local.prepare(&name, &spec, lifetime)).await?;
         let name = record.name.clone();
         let made = self.launch(&lock, record, key).await;
@@ -302,7 +312,10 @@ impl LocalRuntime {
         let mounts = if record.spec.isolation == Isolation::None {
             Mounts::default()
         } else {
-            plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes())
+            let hidden = self.hidden(&record.spec.mounts)?;
+            let mut mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes());
+            hide(&mut mounts, &hidden);
+            mounts
         };
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
         (record.protected, record.warnings, record.notes) = (mounts.protected, mounts.warnings, mounts.notes);
@@ -360,6 +373,25 @@ impl LocalRuntime {
             }
             Launched::Forked { .. } => Err(failed(io::Error::other("it goes on without a word"))),
         }
+    }
+
+    /// The directories in which Wharf keeps what no sandbox may see; no mount may be one, or lead elsewhere than it did.
+    fn hidden(&self, mounts: &[MountSpec]) -> Result<Vec<PathBuf>, LocalError> {
+        let directories = [self.settings.state_dir.as_path(), Path::new(ranges::STATE)];
+        let hidden: Vec<PathBuf> =
+            directories.into_iter().filter_map(|directory| fs::canonicalize(directory).ok()).collect();
+        for MountSpec { source, .. } in mounts {
+            let is_elsewhere = fs::canonicalize(source).ok().as_deref() != Some(Path::new(source));
+            let reason = if is_elsewhere {
+                "something in it is a link now, or gone: it is not what was mounted when the sandbox was made"
+            } else if hidden.iter().any(|directory| is_state(Path::new(source), directory)) {
+                "Wharf keeps the keys of sandboxes there"
+            } else {
+                continue;
+            };
+            return Err(LocalError::Spec { field: "mounts.source", value: source.clone(), reason });
+        }
+        Ok(hidden)
     }
 
     fn found(&self, name: &SandboxName) -> Found {

@@ -26,6 +26,8 @@ use rustix::fs::FlockOperation;
 pub(super) const IDS: u32 = 65_536;
 /// Far above the host's users, and below 2^31, which some programs take for negative.
 const NUMBERS: RangeInclusive<u32> = 16..=32_000;
+/// What root keeps on this machine, whatever the state directory.
+pub(super) const STATE: &str = "/var/lib/wharf";
 const REGISTER: &str = "/var/lib/wharf/ids";
 /// What else hands out ids: name, first id, count.
 const SUBORDINATE: [&str; 2] = ["/etc/subuid", "/etc/subgid"];

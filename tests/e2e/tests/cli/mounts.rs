@@ -527,3 +527,50 @@ fn parents_of_a_mount_belong_to_the_user() {
     let script = "touch ~/.cache/x ~/.cache/pip/y && stat -c %U ~/.cache";
     assert_eq!(owner.works_inside(&mount, &["-u", "agent"], script), "agent\n");
 }
+
+#[test]
+fn a_mount_shows_nothing_of_what_wharf_keeps_of_sandboxes() {
+    for mut owner in Owner::both() {
+        owner.host("mkdir -p above/home");
+        owner.wharf.state = tempfile::tempdir_in(owner.path("above/home")).unwrap();
+        let state = owner.wharf.state.path().to_owned();
+        std::os::unix::fs::chown(&state, Some(owner.uid), Some(owner.uid)).unwrap();
+        owner.wharf.check(&["create", "victim", "-e", "TOKEN=hunter2"], 0, "victim\n");
+        let inside = format!("/h/home/{}", state.file_name().unwrap().display());
+        let script = format!(
+            "cat {inside}/sandboxes/victim/* | grep -c .; ls -A {inside}; mkdir {inside}/x; mv {inside} /h/home/away; \
+             mv /h/home /h/away; touch /h/home/beside; true"
+        );
+        for mode in ["", ":ro"] {
+            let mount = format!("{}:/h{mode}", owner.path("above").display());
+            let seen = owner.wharf.run(&["run", "--mount", &mount, "--", "sh", "-c", &script]);
+            assert_eq!(String::from_utf8_lossy(&seen.stdout), "0\n", "{mount}: {seen:?}");
+            assert!(state.join("sandboxes/victim/key").exists() && !state.join("x").exists(), "{mount}");
+        }
+        assert!(owner.path("above/home/beside").exists(), "what is beside it can be written");
+        let refused = owner.wharf.run(&["create", "box", "--mount", state.to_str().unwrap()]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("`mounts.source`"), "{refused:?}");
+        let workspace = state.join("sandboxes/victim/workspace");
+        owner.wharf.check(&["run", "--mount", workspace.to_str().unwrap(), "--", "true"], 0, "");
+        owner.wharf.check(&["rm", "victim"], 0, "victim\n");
+    }
+}
+
+#[test]
+fn a_mount_that_became_a_link_is_not_followed_at_the_next_start() {
+    for owner in Owner::both() {
+        owner.host("mkdir work/sub secret; echo secret > secret/file");
+        let outer = format!("{}:/outer", owner.work());
+        let inner = format!("{}/sub:/inner", owner.work());
+        owner.wharf.check(&["create", "box", "--mount", &outer, "--mount", &inner], 0, "box\n");
+        let script = format!("mv /outer/sub /outer/away && ln -s {} /outer/sub", owner.path("secret").display());
+        owner.wharf.check(&["exec", "box", "--", "sh", "-c", &script], 0, "");
+        owner.wharf.check(&["stop", "box"], 0, "box\n");
+        let refused = owner.wharf.run(&["start", "box"]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("a link now"), "{refused:?}");
+        assert_eq!(owner.host("ls -A secret"), "file\n");
+        owner.host("rm work/sub && mv work/away work/sub");
+        owner.wharf.check(&["start", "box"], 0, "box\n");
+        owner.wharf.check(&["rm", "box"], 0, "box\n");
+    }
+}

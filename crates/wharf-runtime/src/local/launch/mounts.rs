@@ -12,6 +12,7 @@ use std::{
 
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags},
+    io::Errno,
     mount::{MoveMountFlags, OpenTreeFlags},
 };
 
@@ -33,11 +34,14 @@ pub(super) fn show_mount(
     owner: Owner,
     directory: &Path,
 ) -> io::Result<()> {
-    let source = Path::new(&mount.spec.source);
-    let metadata = fs::metadata(source)?;
+    // Had it no link when the sandbox was made, one has been put there by what runs in it, or in another.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let source = rustix::fs::openat2(CWD, &mount.spec.source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        .map(File::from)?;
+    let metadata = source.metadata()?;
     let target = root.target(Path::new(&mount.spec.target), metadata.is_dir())?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rustix::mount::open_tree(CWD, source, flags)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(&source, "", flags)?;
     if let Some(namespace) = namespace {
         sys::map_ids(&tree, namespace)?;
     }
@@ -55,24 +59,33 @@ fn cover_path(mount: &OwnedFd, cover: &Cover, owner: Owner, directory: &Path) ->
     // Another sandbox with the same mount may put a link in the way: none is followed.
     let (flags, within) =
         (OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
-    let path = rustix::fs::openat2(mount, &cover.path, flags, Mode::empty(), within)?;
+    let path = match rustix::fs::openat2(mount, &cover.path, flags, Mode::empty(), within) {
+        // It is on a file system that the mount does not show.
+        Err(Errno::NOENT) if cover.with == With::Nothing => return Ok(()),
+        path => path?,
+    };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let file = directory.join("shown");
+    let (file, empty) = (directory.join("shown"), directory.join("empty"));
     let shown = match &cover.with {
         With::Itself | With::ReadOnly => rustix::mount::open_tree(&path, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?,
         With::Text(text) => {
             write_text(&file, text, owner)?;
             rustix::mount::open_tree(CWD, &file, flags)?
         }
+        With::Nothing => {
+            fs::DirBuilder::new().recursive(true).create(&empty)?;
+            rustix::mount::open_tree(CWD, &empty, flags)?
+        }
     };
     sys::harden_tree(&shown, !matches!(cover.with, With::Itself))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&shown, "", &path, "", flags)?;
-    if matches!(cover.with, With::Text(_)) {
-        // The mount keeps it; the kernel mounts no file without a name.
-        fs::remove_file(&file)?;
+    // The mount keeps it; the kernel mounts nothing without a name.
+    match cover.with {
+        With::Text(_) => fs::remove_file(&file),
+        With::Nothing => fs::remove_dir(&empty),
+        With::Itself | With::ReadOnly => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes a file that a mount will show.

@@ -55,6 +55,8 @@ pub(super) enum With {
     ReadOnly,
     /// A file with another text, read-only: what names a place of the host names that of the sandbox.
     Text(String),
+    /// An empty directory, read-only.
+    Nothing,
 }
 
 /// What is to be put on the host while the sandbox runs.
@@ -120,6 +122,38 @@ pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &
         plan.planned.push(PlannedMount { spec: mount, covers });
     }
     plan
+}
+
+/// Hides directories of the host that are below a mount, and keeps those that they are in where they are: what Wharf keeps
+/// of a sandbox opens it, and says what is shown in it.
+pub(super) fn hide(mounts: &mut Mounts, hidden: &[PathBuf]) {
+    for mount in &mut mounts.planned {
+        for directory in hidden {
+            let Ok(path) = directory.strip_prefix(&mount.spec.source) else { continue };
+            let mut covers: BTreeMap<PathBuf, With> =
+                mount.covers.drain(..).map(|cover| (cover.path, cover.with)).collect();
+            covers.retain(|covered, _| !covered.starts_with(path));
+            for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty() && !mount.spec.read_only)
+            {
+                covers.entry(above.to_owned()).or_insert(With::Itself);
+            }
+            covers.insert(path.to_owned(), With::Nothing);
+            mount.covers = covers.into_iter().map(|(path, with)| Cover { path, with }).collect();
+            mounts.protected.push(Path::new(&mount.spec.target).join(path).display().to_string());
+        }
+    }
+    let is_hidden = |placeholder: &Placeholder| {
+        let path = placeholder.source.join(&placeholder.path);
+        hidden.iter().any(|directory| path.starts_with(directory) && !placeholder.source.starts_with(directory))
+    };
+    mounts.placeholders.retain(|placeholder| !is_hidden(placeholder));
+}
+
+/// Whether a mount would show what Wharf keeps in `state_dir`, itself. The workspace of a sandbox is its owner's.
+pub(super) fn is_state(source: &Path, state_dir: &Path) -> bool {
+    let Ok(path) = source.strip_prefix(state_dir) else { return false };
+    let parts: Vec<_> = path.components().map(Component::as_os_str).take(3).collect();
+    !(parts.len() == 3 && parts[0] == "sandboxes" && parts[2] == "workspace")
 }
 
 /// A path of the host as it is called inside, if it is below this mount.

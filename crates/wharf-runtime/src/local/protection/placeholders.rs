@@ -73,7 +73,7 @@ fn remove(placeholder: &Placeholder) -> io::Result<()> {
 /// The directory of a placeholder, reached without a link: whoever is inside may have put one there.
 fn parent_of(placeholder: &Placeholder) -> io::Result<(OwnedFd, &Path)> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let source = rustix::fs::openat(CWD, &placeholder.source, flags, Mode::empty())?;
+    let source = rustix::fs::openat2(CWD, &placeholder.source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
     let name = placeholder.path.file_name().ok_or_else(|| io::Error::other("a placeholder has a name"))?;
     let parent = placeholder.path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = match parent {
