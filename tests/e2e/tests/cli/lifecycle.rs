@@ -337,3 +337,20 @@ fn whatever_was_made_in_a_workspace_rm_removes_it() {
         assert_eq!(wharf.files(), [] as [PathBuf; 0]);
     }
 }
+
+#[test]
+fn another_users_state_is_not_believed() {
+    let wharf = Wharf::new();
+    let data = tempfile::tempdir().unwrap();
+    fs::create_dir(data.path().join("photos")).unwrap();
+    fs::create_dir(wharf.state.path().join("locks")).unwrap();
+    // Whoever owns it says what is garbage, and which processes are a sandbox's.
+    std::os::unix::fs::symlink(data.path(), wharf.state.path().join("sandboxes")).unwrap();
+    std::os::unix::fs::chown(wharf.state.path(), Some(super::ORDINARY), None).expect("run the tests as root");
+    for command in [&["gc"] as &[&str], &["ls"], &["rm", "photos"], &["create", "box"]] {
+        let refused = wharf.run(command);
+        assert!(data.path().join("photos").exists(), "{command:?}");
+        assert_eq!(refused.status.code(), Some(125), "{command:?}: {refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("belongs to user 43210"), "{refused:?}");
+    }
+}
