@@ -611,9 +611,14 @@ impl LocalRuntime {
         }
         let _lock = self.lock_placeholders()?;
         let path = self.directory(name).join(PLACEHOLDERS);
-        let text = serde_json::to_string(placeholders).unwrap_or_default();
+        let known: Vec<Placeholder> =
+            self.names("sandboxes").iter().flat_map(|sandbox| self.placeholders(sandbox)).collect();
+        // What is there and nobody's placeholder is the owner's, though it looks like one.
+        let is_ours = |placeholder: &&Placeholder| !placeholder.is_there() || known.contains(placeholder);
+        let placeholders: Vec<Placeholder> = placeholders.iter().filter(is_ours).cloned().collect();
+        let text = serde_json::to_string(&placeholders).unwrap_or_default();
         write_private(&path, &text).map_err(|source| state("write", &path, source))?;
-        set_placeholders(placeholders).map_err(|source| LocalError::Protect { source })
+        set_placeholders(&placeholders).map_err(|source| LocalError::Protect { source })
     }
 
     /// Takes a sandbox's placeholders from the host, but those that another sandbox holds too.

@@ -574,3 +574,23 @@ fn a_mount_that_became_a_link_is_not_followed_at_the_next_start() {
         owner.wharf.check(&["rm", "box"], 0, "box\n");
     }
 }
+
+#[test]
+fn an_empty_directory_of_the_owners_stays() {
+    let owner = Owner::ordinary();
+    owner.host("mkdir work/.claude");
+    owner.works_inside("work", &[], "! touch .claude/settings.json 2>/dev/null");
+    assert_eq!(owner.host("ls -A work"), ".claude\n");
+}
+
+#[test]
+fn links_in_a_git_directory_do_not_keep_a_sandbox_from_starting() {
+    for owner in Owner::both() {
+        owner.host("git init -q work; mkdir -p other/m");
+        let script = format!("cd .git && ln -s {0} worktrees && ln -s {0} modules", owner.path("other").display());
+        owner.works_inside("work", &[], &script);
+        let inside = "echo works; ! rm .git/worktrees 2>/dev/null && ! rm .git/modules 2>/dev/null && echo kept";
+        assert_eq!(owner.works_inside("work", &[], inside), "works\nkept\n");
+        assert_eq!(owner.host("ls -A other other/m"), "other:\nm\n\nother/m:\n");
+    }
+}

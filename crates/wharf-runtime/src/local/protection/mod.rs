@@ -454,7 +454,13 @@ impl Survey<'_> {
             && is("refs", |found| !found.is_file())
     }
 
-    fn directories(&self, path: &Path) -> Vec<PathBuf> {
+    /// The directories in a directory. Of a link only the link is covered: somebody inside may have put it there, and nothing
+    /// can be mounted below it.
+    fn directories(&mut self, path: &Path) -> Vec<PathBuf> {
+        if fs::symlink_metadata(self.source.join(path)).is_ok_and(|found| found.is_symlink()) {
+            self.cover(path, Absent::Nothing);
+            return Vec::new();
+        }
         let Ok(entries) = fs::read_dir(self.source.join(path)) else { return Vec::new() };
         let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         directories.map(|entry| path.join(entry.file_name())).collect()

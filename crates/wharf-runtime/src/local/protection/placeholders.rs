@@ -11,6 +11,13 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 
 use super::Placeholder;
 
+impl Placeholder {
+    /// Whether there is something at its place.
+    pub(in super::super) fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(self.source.join(&self.path)).is_ok()
+    }
+}
+
 /// Makes those that are missing. They belong to whom the directory belongs to that they stand in.
 ///
 /// # Errors
