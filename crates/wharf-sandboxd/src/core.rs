@@ -6,7 +6,7 @@
 //! ```
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -184,12 +184,21 @@ impl Core {
         secret.is_some_and(|digest| digest.as_bytes().ct_eq(Secret::new(presented).digest().as_bytes()).into())
     }
 
-    /// Makes a blank sandbox bound; after `deadline` it ends by itself. Safe to race: one caller wins.
+    /// What a sandbox that is to be of this identity holds on disk already, if that is bounded. It may take a while.
+    pub fn held_bytes(&self, identity: &Identity) -> u64 {
+        identity.limits.disk_bytes.map_or(0, |_| disk_use::used_bytes(&self.counted(&identity.working_dir)))
+    }
+
+    fn counted(&self, working_dir: &Path) -> Vec<PathBuf> {
+        if self.counted.is_empty() { vec![working_dir.to_owned()] } else { self.counted.clone() }
+    }
+
+    /// Makes a blank sandbox bound that holds so many bytes; after `deadline` it ends by itself. Safe to race: one caller wins.
     ///
     /// # Errors
     ///
     /// [`ProblemKind::Conflict`] if it is bound already.
-    pub fn bind(&self, identity: Identity, deadline: Option<Duration>) -> Result<(), ApiError> {
+    pub fn bind(&self, identity: Identity, deadline: Option<Duration>, held_bytes: u64) -> Result<(), ApiError> {
         let (limits, working_dir) = (identity.limits, identity.working_dir.clone());
         let output = OutputBudget::new(usize::try_from(limits.output_total_bytes).unwrap_or(usize::MAX));
         let bound = Bound {
@@ -210,12 +219,15 @@ impl Core {
             self.end_after(passed, false);
         }
         if let Some(limit) = limits.disk_bytes {
-            let counted = if self.counted.is_empty() { vec![working_dir] } else { self.counted.clone() };
+            let counted = self.counted(&working_dir);
             let exceeded = async move {
-                let used = disk_use::exceeded(counted.clone(), limit).await;
-                let shown: Vec<String> = counted.iter().map(|path| path.display().to_string()).collect();
-                let shown = shown.join(" and ");
-                tracing::error!("the files below {shown} take {used} bytes on disk, more than the limit of {limit}");
+                let shown = |path: &PathBuf| {
+                    if *path == working_dir { "the workspace" } else { "what was changed in the system" }
+                };
+                let shown = counted.iter().map(shown).collect::<Vec<_>>().join(" and ");
+                let verb = if counted.len() == 1 { "takes" } else { "take" };
+                let used = disk_use::exceeded(counted, limit, held_bytes).await;
+                tracing::error!("{shown} {verb} {used} bytes on disk, more than the limit of {limit}");
             };
             // Who fills the disk would fill more of it meanwhile.
             self.end_after(exceeded, true);
@@ -309,8 +321,8 @@ mod tests {
             working_dir: "/".into(),
             limits: Limits::default(),
         };
-        core.bind(identity.clone(), None).unwrap();
-        assert_eq!(core.bind(identity, None).unwrap_err().problem().kind, ProblemKind::Conflict);
+        core.bind(identity.clone(), None, 0).unwrap();
+        assert_eq!(core.bind(identity, None, 0).unwrap_err().problem().kind, ProblemKind::Conflict);
         assert!(!core.is_bind_secret("0123456789abcdef"));
         assert!(core.identity().unwrap().is_key("k"));
         assert!(!core.identity().unwrap().is_key("kk"));

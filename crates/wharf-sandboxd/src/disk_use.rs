@@ -28,27 +28,40 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Who renames directories while they are walked makes us begin again, so often.
 const ATTEMPTS: usize = 3;
 
-/// Returns the bytes found once they are more than `limit`; dropping it ends the watch.
+/// How much may come on top of what a sandbox has too much of already when it starts: what is started writes a little, such
+/// as a history, and so does removing what is in a lower layer.
+const ROOM_TO_CLEAN_UP: u64 = 16 << 20;
+
+/// How much a sandbox may hold that starts with `held`. One that was over its limit has to be able to start, or nobody
+/// could remove anything from it.
+pub fn allowed(limit: u64, held: u64) -> u64 {
+    if held > limit { held.saturating_add(ROOM_TO_CLEAN_UP.min(limit / 8)) } else { limit }
+}
+
+/// Returns the bytes found once they are more than [`allowed`]; dropping it ends the watch. What is removed may not come
+/// back above `limit`.
 ///
 /// Counts what lies below each of the directories on the same file system, a hard-linked file once, and files without a name
 /// that a process still holds open there or in an overlay, whose upper layer is such a directory.
-pub async fn exceeded(directories: Vec<PathBuf>, limit: u64) -> u64 {
+pub async fn exceeded(directories: Vec<PathBuf>, limit: u64, held: u64) -> u64 {
+    let mut bound = allowed(limit, held);
     let mut known: Option<(Instant, u64, u64)> = None;
     loop {
         let free_at =
             |path: &PathBuf| rustix::fs::statvfs(path).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
         let free = directories.iter().map(free_at).fold(0, u64::saturating_add);
         let idle = known.is_some_and(|(at, used, before)| {
-            at.elapsed() < LONGEST_PAUSE && before.saturating_sub(free) < limit.saturating_sub(used) / 2
+            at.elapsed() < LONGEST_PAUSE && before.saturating_sub(free) < bound.saturating_sub(used) / 2
         });
         let mut pause = INTERVAL;
         if !idle {
             let began = Instant::now();
             let walked = directories.clone();
             let used = tokio::task::spawn_blocking(move || used_bytes(&walked)).await.unwrap_or(0);
-            if used > limit {
+            if used > bound {
                 return used;
             }
+            bound = bound.min(allowed(limit, used));
             known = Some((Instant::now(), used, free));
             pause = pause.max(began.elapsed() * SHARE);
         }
@@ -56,7 +69,8 @@ pub async fn exceeded(directories: Vec<PathBuf>, limit: u64) -> u64 {
     }
 }
 
-fn used_bytes(directories: &[PathBuf]) -> u64 {
+/// What lies below the directories now.
+pub fn used_bytes(directories: &[PathBuf]) -> u64 {
     let mut sum = Sum::default();
     for _ in 0..ATTEMPTS {
         sum = Sum::default();
@@ -234,7 +248,16 @@ mod tests {
         for number in 0..3 {
             fs::write(home.path().join(number.to_string()), vec![1; MEGABYTE]).unwrap();
         }
-        let used = exceeded(vec![home.path().to_owned()], 2 * MEGABYTE as u64).await;
+        let used = exceeded(vec![home.path().to_owned()], 2 * MEGABYTE as u64, 0).await;
         assert!(used >= 3 * MEGABYTE as u64, "{used}");
+    }
+
+    #[test]
+    fn what_starts_over_its_limit_may_be_cleaned_up_and_grow_no_further() {
+        let mega = MEGABYTE as u64;
+        for (held, expected) in [(0, 80 * mega), (80 * mega, 80 * mega), (90 * mega, 100 * mega)] {
+            assert_eq!(allowed(80 * mega, held), expected, "{held}");
+        }
+        assert_eq!(allowed(u64::MAX, 0), u64::MAX);
     }
 }

@@ -30,7 +30,7 @@ mod sys;
 mod users;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -240,7 +240,10 @@ impl LocalRuntime {
         };
         self.write(&record)?;
         if let Some(workspace) = &record.workspace {
-            make_private(workspace)?;
+            // Its parent is closed to other users of this machine; those of the sandbox may look in.
+            fs::create_dir(workspace)
+                .and_then(|()| fs::set_permissions(workspace, Permissions::from_mode(0o755)))
+                .map_err(|source| state("make", workspace, source))?;
         }
         let key = Secret::new(random_hex(32));
         let variables = serde_json::to_string(&record.spec.environment).unwrap_or_default();

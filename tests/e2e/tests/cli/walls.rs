@@ -524,3 +524,32 @@ fn the_list_of_users_shows_no_file_that_only_the_hosts_root_may_read() {
     assert!(!String::from_utf8_lossy(&shown.stdout).contains(key.trim()), "{shown:?}");
     assert!(String::from_utf8_lossy(&started.stderr).contains("`/etc/passwd` is a link"), "{started:?}");
 }
+
+/// Or nobody could remove anything from it.
+#[test]
+fn a_sandbox_that_has_filled_its_disk_can_be_cleaned_up() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        wharf.check(&["create", "box", "--disk", "10M"], 0, "box\n");
+        let fill = "trap '' TERM; n=0; while :; do head -c 2M /dev/zero > $((n += 1)); done";
+        let output = wharf.run(&["exec", "box", "--", "sh", "-c", fill]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("the workspace") && told.contains("more than the limit of 10485760"), "{told}");
+        wharf.check(&["resume", "box"], 0, "box\n");
+        // Long enough for the watch to look, several times.
+        wharf.check(&["exec", "box", "--", "sh", "-c", "sleep 2; rm -f 1 2 3 4; echo smaller"], 0, "smaller\n");
+        // More than was there is still too much, and so is what was removed.
+        let output = wharf.run(&["exec", "box", "--", "sh", "-c", fill]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains("more than the limit of 10485760"), "{told}");
+    }
+}
+
+#[test]
+fn each_user_of_a_sandbox_may_look_into_its_workspace() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    wharf.check(&["exec", "box", "--", "sh", "-c", "echo x > file"], 0, "");
+    wharf.check(&["exec", "-u", "1000", "box", "--", "cat", "file"], 0, "x\n");
+    let outside = std::fs::metadata(wharf.state.path().join("sandboxes/box")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&outside.permissions()) & 0o077, 0);
+}

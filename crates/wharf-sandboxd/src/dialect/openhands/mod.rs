@@ -508,7 +508,7 @@ pub fn bind_from_start(core: &Core, options: &OpenHandsOptions, key: Option<Stri
         working_dir,
         limits: wharf_protocol::Limits::default(),
     };
-    core.bind(identity, None).map_err(|error| anyhow::anyhow!(error.problem().to_string()))?;
+    core.bind(identity, None, 0).map_err(|error| anyhow::anyhow!(error.problem().to_string()))?;
     Ok(Settings { no_change_timeout: Duration::from_secs(no_change_timeout), file_owner })
 }
 

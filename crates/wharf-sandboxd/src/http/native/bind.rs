@@ -47,8 +47,14 @@ pub(super) async fn bind(State(core): State<Arc<Core>>, request: Request) -> Res
     server::has_shown_a_key(request.extensions());
     let ApiJson(request) = ApiJson::<BindRequest>::from_request(request, &()).await?;
     let deadline = request.deadline_seconds.map(Duration::from_secs);
-    let identity = tokio::task::spawn_blocking(move || identity_of(request)).await.map_err(ApiError::internal)??;
-    core.bind(identity, deadline)?;
+    let counting = core.clone();
+    let prepared = tokio::task::spawn_blocking(move || {
+        let identity = identity_of(request)?;
+        let held_bytes = counting.held_bytes(&identity);
+        Ok::<_, ApiError>((identity, held_bytes))
+    });
+    let (identity, held_bytes) = prepared.await.map_err(ApiError::internal)??;
+    core.bind(identity, deadline, held_bytes)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
