@@ -17,6 +17,7 @@ use axum::{
     extract::{ConnectInfo, DefaultBodyLimit},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -38,6 +39,8 @@ use crate::{core::Core, options::Listen};
 /// Bytes of a request line and all headers together.
 const HEADER_BYTES: usize = 64 << 10;
 const HEADERS: usize = 128;
+/// How long a body is heard that nobody wants any more.
+const HEARD_OUT: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted, where we make the socket ourselves: as many as elsewhere.
 const BACKLOG: u32 = 1024;
 /// How long requests may go on after the server was told to stop.
@@ -458,6 +461,7 @@ async fn answer(
     request.extensions_mut().insert(caller);
     let body_bytes = usize::try_from(connections.core.limits().request_bytes).unwrap_or(usize::MAX);
     DefaultBodyLimit::max(body_bytes).apply(&mut request);
+    let request = request.map(|body| axum::body::Body::new(Heard(Some(body))));
     let mut response = tower::ServiceExt::oneshot(router, request).await?;
     if connections.request(slot.number, false) == Standing::Answered {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -468,6 +472,43 @@ async fn answer(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// A body that is heard out, for a while, when its handler has answered before its end: a connection that is closed under a
+/// sender fails it before it has read the answer.
+struct Heard(Option<hyper::body::Incoming>);
+
+impl hyper::body::Body for Heard {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.0.as_ref().map(hyper::body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        let Some(mut body) = self.0.take().filter(|body| !hyper::body::Body::is_end_stream(body)) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(tokio::time::timeout(HEARD_OUT, async move {
+            while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut body).await {}
+        }));
+    }
 }
 
 /// As many bytes as the request line and the headers have without their separators.
