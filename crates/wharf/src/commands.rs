@@ -14,7 +14,7 @@ use wharf_runtime::{
 use crate::{
     cli::{Cli, Command, Create, Exec, OutputForm, Place, Run, RuntimeArg, Shape},
     cluster, copy,
-    error::INTERRUPTED,
+    error::{INTERRUPTED, WrongUsage},
     out, processes,
     progress::Progress,
     show, streams,
@@ -132,7 +132,9 @@ fn environment(pairs: &[String]) -> anyhow::Result<Environment> {
     let mut environment = Environment::new();
     for pair in pairs {
         match pair.split_once('=') {
-            Some(("", _)) => bail!("--env has a value without a name: NAME=VALUE is expected"),
+            Some(("", _)) => {
+                return Err(WrongUsage("--env has a value without a name: NAME=VALUE is expected".to_owned()).into());
+            }
             Some((name, value)) => drop(environment.insert(name.to_owned(), value.to_owned())),
             // As docker does: a variable that is not set is not passed on.
             None => drop(std::env::var(pair).map(|value| environment.insert(pair.clone(), value))),
@@ -146,7 +148,7 @@ fn spec_of(shape: &Shape) -> anyhow::Result<SandboxSpec> {
         image: shape.image.clone(),
         working_dir: shape.workdir.clone(),
         environment: environment(&shape.env)?,
-        mounts: shape.mounts().map_err(anyhow::Error::msg)?,
+        mounts: shape.mounts().map_err(WrongUsage)?,
         user: shape.user.clone(),
         unprotect: shape.unprotect.clone(),
         system: shape.system.map(Into::into),

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Error, bail};
+use anyhow::{Context, bail};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::SyncIoBridge;
 use wharf_client::{ClientError, ErrorKind, Files, Like, Sandbox};
@@ -29,7 +29,8 @@ use wharf_runtime::Runtime;
 use crate::{
     cli::{Cp, OutputForm},
     commands::ready,
-    error::PartlyCopied,
+    error::{PartlyCopied, WrongUsage},
+    out::CouldNotWrite,
     parse::{self, Place},
     progress::Progress,
     show,
@@ -41,7 +42,7 @@ const PIPE_BYTES: usize = 1 << 20;
 pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
     let progress = Progress::bytes(format!("copying {} to {}", arguments.source, arguments.target));
     let [source, target] = [&arguments.source, &arguments.target].map(|text| parse::place(text));
-    let (source, target) = (source.map_err(Error::msg)?, target.map_err(Error::msg)?);
+    let (source, target) = (source.map_err(WrongUsage)?, target.map_err(WrongUsage)?);
     let to_stream = target == Place::Stream;
     let skipped = carry(runtime, source, target, arguments.follow_link, &progress).await?;
     // Where the files themselves go to standard output, nothing else does.
@@ -88,8 +89,13 @@ async fn carry(
             let (sandbox, path) = find(runtime, &name, &path).await?;
             copy_in(&sandbox, source, &path, follow, progress).await
         }
-        _ => bail!("one side must be in a sandbox: SANDBOX:PATH"),
+        _ => Err(WrongUsage("one side must be in a sandbox: SANDBOX:PATH".to_owned()).into()),
     }
+}
+
+fn between_sandboxes() -> anyhow::Error {
+    let way = "copying between two sandboxes goes through a pipe: `wharf cp A:PATH - | wharf cp - B:DIRECTORY`";
+    WrongUsage(way.to_owned()).into()
 }
 
 /// The sandbox, and the path as a command that runs in it would take it.
@@ -122,9 +128,14 @@ async fn copy_out(
     let files = sandbox.files();
     let text = match target {
         Place::Stream if io::stdout().is_terminal() => bail!("a tar stream is not for a terminal: redirect it"),
-        Place::Stream => return Ok(files.read_tar(path, progress.write(tokio::io::stdout())).await?),
+        Place::Stream => {
+            return files.read_tar(path, progress.write(tokio::io::stdout())).await.map_err(|error| match error {
+                ClientError::Local(source) => CouldNotWrite::output(source).into(),
+                error => error.into(),
+            });
+        }
         Place::Local(target) => target,
-        Place::Sandbox { .. } => bail!("copying between two sandboxes goes through `-`"),
+        Place::Sandbox { .. } => return Err(between_sandboxes()),
     };
     let target = PathBuf::from(&text);
     let stat = if follow || says_directory(path) { files.stat_target(path).await? } else { files.stat(path).await? };
@@ -251,7 +262,7 @@ async fn copy_in(
     let text = match source {
         Place::Stream => return Ok(files.write_tar(path, progress.read(tokio::io::stdin())).await?.skipped),
         Place::Local(source) => source,
-        Place::Sandbox { .. } => bail!("copying between two sandboxes goes through `-`"),
+        Place::Sandbox { .. } => return Err(between_sandboxes()),
     };
     let source = PathBuf::from(&text);
     let follow = follow || says_directory(&text);

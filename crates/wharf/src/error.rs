@@ -25,6 +25,11 @@ pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
 pub(crate) const USAGE: u8 = 2;
 
+/// What was asked for makes no sense, whatever there is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongUsage(pub(crate) String);
+
 /// Some files were not copied.
 pub(crate) const PARTLY_COPIED: u8 = 3;
 
@@ -88,7 +93,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<PartlyCopied>() {
         return PARTLY_COPIED;
     }
-    if error.is::<SettingsError>() {
+    if error.is::<SettingsError>() || error.is::<WrongUsage>() {
         return USAGE;
     }
     match error.downcast_ref::<RuntimeError>() {
@@ -114,7 +119,6 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         ErrorKind::Refused(ProblemKind::Unauthorized) => {
             Some("the server of `--profile openhands` answers OpenHands, not `wharf`".to_owned())
         }
-        ErrorKind::Refused(ProblemKind::Conflict) => Some("somebody else may be using it".to_owned()),
         _ => None,
     }
 }

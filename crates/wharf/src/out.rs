@@ -22,7 +22,7 @@ pub(crate) struct CouldNotWrite {
 }
 
 impl CouldNotWrite {
-    fn output(source: io::Error) -> Self {
+    pub(crate) fn output(source: io::Error) -> Self {
         Self { stream: "output", source }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use comfy_table::{Table, presets};
 use wharf_client::{ClientError, ErrorKind};
 use wharf_protocol::{ExecInfo, ExecState, ProblemKind, SandboxId, SessionState, SignalName};
@@ -11,6 +11,7 @@ use wharf_runtime::Runtime;
 use crate::{
     cli::{Kill, OutputForm},
     commands::ready,
+    error::WrongUsage,
     out, show,
 };
 
@@ -73,7 +74,8 @@ pub(crate) async fn kill(runtime: &Runtime, arguments: Kill, form: OutputForm) -
         None => None,
         Some(name) => {
             let signal = SignalName::Name(name.clone());
-            signal.number().with_context(|| format!("--signal `{name}` is neither a signal's name nor its number"))?;
+            let wrong = || WrongUsage(format!("--signal `{name}` is neither a signal's name nor its number"));
+            signal.number().ok_or_else(wrong)?;
             Some(signal)
         }
     };

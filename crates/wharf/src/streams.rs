@@ -18,7 +18,7 @@ use wharf_runtime::{Runtime, Status};
 use crate::{
     cli::{Attach, Logs, OutputForm, Shell, TerminalFlags},
     commands::ready,
-    error::{INCOMPLETE, TIMED_OUT},
+    error::{INCOMPLETE, TIMED_OUT, WrongUsage},
     out::{self, CouldNotWrite, Writer, note},
     show,
     terminal::{self, RawTerminal},
@@ -42,7 +42,7 @@ pub(crate) async fn execute(
     form: OutputForm,
 ) -> anyhow::Result<ExitCode> {
     if flags.tty && !terminal::is_interactive() {
-        bail!("-t needs a terminal: standard input is none");
+        return Err(WrongUsage("-t needs a terminal: standard input is none".to_owned()).into());
     }
     request.stdin = flags.interactive;
     request.terminal = flags.tty.then(terminal::size);
@@ -362,10 +362,9 @@ impl Signals {
 /// `wharf shell`.
 pub(crate) async fn shell(runtime: &Runtime, arguments: Shell) -> anyhow::Result<ExitCode> {
     if !terminal::is_interactive() && !arguments.reset {
-        bail!(
-            "a shell needs a terminal: standard input is none (`wharf exec {} -- CMD` runs a command)",
-            arguments.name
-        );
+        let name = &arguments.name;
+        let instead = format!("`wharf exec {name} -- CMD` runs a command");
+        return Err(WrongUsage(format!("a shell needs a terminal: standard input is none ({instead})")).into());
     }
     let sandbox = ready(runtime, &arguments.name).await?.client()?;
     let size = terminal::size();

@@ -312,3 +312,37 @@ fn a_sandbox_cannot_write_outside_the_target_or_make_what_runs_as_its_owner() {
     copies.refused(&["box:d/.", "target"], 125, "through a symlink");
     assert_eq!(fs::read_to_string(copies.at("outside/kept")).unwrap(), "kept");
 }
+
+/// The refusal comes while the content is still being sent; what the server says has to arrive before the line is cut.
+#[test]
+fn a_refusal_is_told_whatever_is_still_on_its_way() {
+    let copies = Copies::new();
+    fs::write(copies.at("big"), vec![7; 30 << 20]).unwrap();
+    for _ in 0..25 {
+        copies.refused(&["big", "box:/proc/new"], 125, "there is no `/proc/new`");
+    }
+}
+
+#[test]
+fn wrong_usage_and_output_that_cannot_be_written_have_their_exit_codes() {
+    let copies = Copies::new();
+    copies.refused(&["a", "b"], 2, "one side must be in a sandbox");
+    copies.refused(&["box:/tmp", "box:/var"], 2, "| wharf cp - B:DIRECTORY");
+    for arguments in [
+        ["exec", "-t", "box", "true"],
+        ["exec", "-e=x", "box", "true"],
+        ["run", "--mount=/nonexistent", "--", "true"],
+        ["kill", "--signal=NOPE", "box", "id"],
+    ] {
+        let output = copies.wharf.run(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    }
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = copies.wharf.command(&["cp", "box:/tmp", "-"]).stdout(full).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(120), "{error}");
+    assert!(error.contains("could not write to standard output: No space left"), "{error}");
+    copies.write("file", "x");
+    let refused = copies.cp(&["file", "box:/etc/hostname/x"]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains("hint"), "{refused:?}");
+}
