@@ -25,9 +25,10 @@ use crate::{
 };
 
 const READ_BYTES: usize = 256 << 10;
-/// How long a sandbox that is ending is waited for, to say why.
-const ENDING_CHECKS: u32 = 200;
-const ENDING_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a sandbox that is ending is waited for, to say why: the pause after the first look, and how many there are,
+/// each twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(30);
+const PAUSES: u32 = 7;
 /// The exit code of what was ended by SIGKILL.
 const KILLED: i32 = 128 + 9;
 /// Ctrl-P Ctrl-Q, as docker has it.
@@ -103,10 +104,10 @@ async fn concluded(
         Err(error) => error.is::<CouldNotWrite>(),
     };
     if !regular && !sandbox.health().await.is_ok_and(|health| health.status == HealthStatus::Ready) {
-        for _ in 0..ENDING_CHECKS {
+        for pause in pauses() {
             // Whoever finds it without a way in is told the reason.
             match runtime.get(id).await.map(|found| found.status) {
-                Ok(Status::Ready | Status::Starting { .. }) => tokio::time::sleep(ENDING_INTERVAL).await,
+                Ok(Status::Ready | Status::Starting { .. }) => tokio::time::sleep(pause).await,
                 Ok(Status::Stopped { .. } | Status::Suspended | Status::Deleting) => {
                     runtime.get_ready(id, &|_| {}).await?;
                 }
@@ -121,6 +122,11 @@ async fn concluded(
         Ended::Left(Leaving::Signal(signal)) => ExitCode::from(128 + signal as u8),
         Ended::Left(Leaving::TerminalGone) => ExitCode::from(128 + Signal::HUP.as_raw() as u8),
     })
+}
+
+/// Few looks, since each asks the API server: soon at first, for most that end have ended already, then less often.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (0..PAUSES).map(|tries| FIRST_PAUSE * 2_u32.pow(tries))
 }
 
 /// The exit code of what is whole only if nothing is missing.
@@ -480,4 +486,16 @@ pub(crate) async fn logs(runtime: &Runtime, arguments: Logs, form: OutputForm) -
         }
     }
     Ok(whole(missing + found.end.0.saturating_sub(at), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_ends_is_looked_for_in_a_few_looks_over_some_seconds() {
+        assert!(pauses().count() <= 10);
+        let whole: Duration = pauses().sum();
+        assert!((3..5).contains(&whole.as_secs()), "{whole:?}");
+    }
 }
