@@ -74,9 +74,18 @@ async fn start_client(namespace: &Namespace, more: Value) {
 
 /// What a script prints in the client's pod, errors too, with its exit code at the end.
 async fn inside(namespace: &Namespace, script: &str) -> String {
-    let script = format!("({script}) 2>&1; echo \"[$?]\"");
+    printed(namespace, &format!("({script}) 2>&1; echo \"[$?]\"")).await
+}
+
+/// The same, and its errors apart: a call that takes long says so in lines there.
+async fn inside_apart(namespace: &Namespace, script: &str) -> (String, String) {
+    let output = printed(namespace, &format!("({script}) 2>/tmp/errors; echo \"[$?]\"")).await;
+    (output, printed(namespace, "cat /tmp/errors").await)
+}
+
+async fn printed(namespace: &Namespace, script: &str) -> String {
     let parameters = AttachParams::default().stderr(false);
-    let mut attached = namespace.api::<Pod>().exec(CLIENT, ["bash", "-c", &script], &parameters).await.unwrap();
+    let mut attached = namespace.api::<Pod>().exec(CLIENT, ["bash", "-c", script], &parameters).await.unwrap();
     let mut printed = String::new();
     attached.stdout().unwrap().read_to_string(&mut printed).await.unwrap();
     printed
@@ -103,9 +112,9 @@ async fn all_that_is_done_to_a_sandbox_is_done_from_a_pod_of_the_cluster_by_eith
                 "service" => format!("wharf-box.{}.svc:8080", namespace.name),
                 _ => "10.244.".to_owned(),
             };
-            let printed = inside(&namespace, &script).await;
+            let (printed, errors) = inside_apart(&namespace, &script).await;
             let start = format!("once\nbox\nbox\nbox\nkept\nclient\n \"{address}");
-            assert!(printed.starts_with(&start) && printed.ends_with("[0]\n"), "{route}: {printed}");
+            assert!(printed.starts_with(&start) && printed.ends_with("[0]\n"), "{route}: {printed}\n{errors}");
         }
         // In the pod's own namespace, which nobody has named.
         let left = ["Pod/client"].into_iter().chain(INSTALLED.iter().copied());
@@ -197,7 +206,7 @@ async fn a_sandbox_outlives_the_token_that_it_was_made_with() {
         // Its input stays open as long as the other side of the pipe has a writer. Neither holds the call's own output.
         let begun = "mkfifo /tmp/end
                      sleep 1000 > /tmp/end 2>/dev/null & echo $! > /tmp/writer
-                     (wharf run -i -- sh -c 'echo begun; cat' < /tmp/end > /tmp/out 2>&1; echo $? > /tmp/code) >/dev/null 2>&1 &
+                     (wharf run -i -- sh -c 'echo begun; cat' < /tmp/end > /tmp/out 2> /tmp/errors; echo $? > /tmp/code) >/dev/null 2>&1 &
                      until grep -qs begun /tmp/out; do sleep 0.1; done";
         assert_eq!(inside(&namespace, begun).await, "[0]\n");
         let rotated = format!("cd {ACCOUNT_FILES} && echo -n {second} > new && mv new token");
@@ -205,7 +214,8 @@ async fn a_sandbox_outlives_the_token_that_it_was_made_with() {
         tokio::time::sleep(STALE_AFTER).await;
         namespace.api::<Secret>().delete("first", &DeleteParams::default()).await.unwrap();
         let ended = "kill $(cat /tmp/writer); until [ -e /tmp/code ]; do sleep 0.1; done; cat /tmp/out /tmp/code";
-        assert_eq!(inside(&namespace, ended).await, "begun\n0\n[0]\n");
+        let printed = inside(&namespace, ended).await;
+        assert_eq!(printed, "begun\n0\n[0]\n", "{}", inside(&namespace, "cat /tmp/errors").await);
         let left = ["Pod/client", "Secret/second"].into_iter().chain(INSTALLED.iter().copied());
         settle(&namespace.client, &namespace.name, left).await;
     })
