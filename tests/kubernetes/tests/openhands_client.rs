@@ -12,8 +12,8 @@ use wharf_kubernetes_tests::{
 };
 use wharf_runtime::{Lifetime, kubernetes::Found};
 
-/// There is no user of that number in the image: commands run as the number itself.
-const RUN_AS_USER: &str = "1000";
+/// There is no user of number 1000 in the image, which gets this one.
+const USERNAME: &str = "sandbox";
 const CLAIMS: usize = 8;
 
 /// Under the profile `wharf` with its defaults, in a namespace that takes nothing else.
@@ -34,7 +34,7 @@ async fn the_real_client_connects_acts_and_copies_in_a_pod_that_answers_nobody_w
         let address = pod.status.unwrap().pod_ip.unwrap();
         let output = Command::new(python.trim())
             .arg(wharf_e2e::file("../kubernetes/openhands_client.py"))
-            .args([format!("http://{address}:8080").as_str(), RUN_AS_USER])
+            .args([format!("http://{address}:8080").as_str(), USERNAME])
             .env("WHARF_SANDBOX_KEY", found.anchor.key.reveal())
             .current_dir("/")
             .stdin(Stdio::null())
