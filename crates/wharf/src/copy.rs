@@ -211,8 +211,10 @@ async fn copy_file_out(
         // A pipe or a device, such as /dev/stdout: nothing of it can be lost.
         Err(ReplaceError::Special) => {
             let special = tokio::fs::OpenOptions::new().write(true).open(place).await.with_context(failed)?;
-            files.read(path, progress.write(special)).await?;
-            return Ok(());
+            return files.read(path, progress.write(special)).await.map(drop).map_err(|error| match error {
+                ClientError::Local(source) => Error::new(source).context(failed()),
+                error => error.into(),
+            });
         }
         Err(error) => return Err(error).with_context(failed),
     };

@@ -152,6 +152,7 @@ fn the_table_of_docker_cp_holds_outwards() {
     }
     copies.refused(&["box:file", "nowhere/"], 125, "there is no such directory");
     copies.refused(&["box:dir", "old"], 125, "it is a file");
+    copies.refused(&["box:file", "/dev/full"], 125, "could not write `/dev/full`: No space left on device");
     copies.refused(&["box:none", "old"], 125, "none");
     assert_eq!(fs::read_to_string(copies.at("old")).unwrap(), "file");
 }

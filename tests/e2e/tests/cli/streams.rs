@@ -128,6 +128,7 @@ fn a_full_disk_is_told_wherever_something_is_printed() {
         &["inspect", "box"],
         &["logs", "box", id.trim()],
         &["attach", "box", id.trim()],
+        &["cp", "box:/etc/passwd", "-"],
         &["completions", "bash"],
         &["--help"],
         &["--version"],
