@@ -91,10 +91,20 @@ impl Problem {
 
     /// A refused field of a request: `detail` says what is expected.
     pub fn invalid(field: impl Into<String>, value: impl AsRef<str>, detail: impl Into<String>) -> Self {
+        Self::about(ProblemKind::InvalidRequest, field, value, detail)
+    }
+
+    /// What went wrong with the value of a field.
+    pub fn about(
+        kind: ProblemKind,
+        field: impl Into<String>,
+        value: impl AsRef<str>,
+        detail: impl Into<String>,
+    ) -> Self {
         Self {
             field: Some(field.into()),
             value: Some(value.as_ref().chars().take(200).collect()),
-            ..Self::new(ProblemKind::InvalidRequest, detail)
+            ..Self::new(kind, detail)
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{error, parse};
                   box\n  wharf cp src box:/workspace             copy a directory in\n  wharf --runtime kubernetes run --image \
                   python:3.12 -- python3 -c 'print(42)'\n\nExit codes: that of the command; 124 \
                   if --timeout ended it, 120 if the output could not be written, 121 if a part of it is missing though the \
-                  command ended with 0, 125 if wharf itself failed, 127 if the command does not exist, 141 if nobody \
+                  command ended with 0, 125 if wharf itself failed, 126 if the command cannot be run, 127 if it does not exist, 141 if nobody \
                   reads the output any more, 2 for wrong usage; of cp 3 if files were left out, which it names."
 )]
 pub(crate) struct Cli {

@@ -20,6 +20,8 @@ pub(crate) const TIMED_OUT: u8 = 124;
 pub(crate) const UNWRITABLE: u8 = 120;
 /// The command ended with 0, but a part of its output is missing.
 pub(crate) const INCOMPLETE: u8 = 121;
+/// The command is there and cannot be run: a directory, or a file without permission.
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
 /// The command is not there.
 pub(crate) const NOT_FOUND: u8 = 127;
 /// The command was understood but is wrong.
@@ -84,8 +86,12 @@ pub(crate) fn unwritable(source: std::io::Error) -> i32 {
 
 fn code(error: &anyhow::Error) -> u8 {
     if let Some(client) = error.downcast_ref::<ClientError>() {
-        let about_the_program = client.problem().is_some_and(|problem| problem.field.as_deref() == Some("argv"));
-        return if about_the_program { NOT_FOUND } else { FAILED };
+        let about_the_program = client.problem().filter(|problem| problem.field.as_deref() == Some("argv"));
+        return match about_the_program.map(|problem| problem.kind) {
+            Some(ProblemKind::OperatingSystem) => NOT_EXECUTABLE,
+            Some(_) => NOT_FOUND,
+            None => FAILED,
+        };
     }
     if error.is::<CouldNotWrite>() {
         return UNWRITABLE;

@@ -134,7 +134,8 @@ impl Execs {
     ///
     /// # Errors
     ///
-    /// A problem that names the field: an empty `argv`, a program that is not found, an id that another request has.
+    /// A problem that names the field: an empty `argv`, a program that is not found, an id that another request has. Of a
+    /// program that is there and cannot be run the kind is [`ProblemKind::OperatingSystem`].
     pub fn start(
         &self,
         request: ExecRequest,
@@ -252,8 +253,13 @@ impl Exec {
         })
         .map_err(|error| {
             let path = environment.get("PATH").map_or(spawn::DEFAULT_PATH, String::as_str);
-            let detail = spawn::refusal(&request.argv[0], path, &error);
-            Problem::invalid("argv", &request.argv[0], detail)
+            let detail = spawn::refusal(&request.argv[0], path, &place.working_dir, &error);
+            // A shell tells these apart by its exit code: 127 and 126.
+            let kind = match error.kind() {
+                std::io::ErrorKind::NotFound => ProblemKind::InvalidRequest,
+                _ => ProblemKind::OperatingSystem,
+            };
+            Problem::about(kind, "argv", &request.argv[0], detail)
         })?;
         let exec = Self {
             pid: child.pid(),

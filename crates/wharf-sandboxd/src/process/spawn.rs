@@ -192,9 +192,10 @@ pub fn find_program(name: &str, path: &str) -> Option<PathBuf> {
 }
 
 /// Why a program could not be started, in the words that bash has for it.
-pub fn refusal(program: &str, path: &str, error: &io::Error) -> String {
-    let file = find_program(program, path).unwrap_or_else(|| PathBuf::from(program));
-    let named = program.contains('/') || file.is_absolute();
+pub fn refusal(program: &str, path: &str, working_dir: &Path, error: &io::Error) -> String {
+    let file = find_program(program, path);
+    let named = program.contains('/') || file.is_some();
+    let file = working_dir.join(file.as_deref().unwrap_or(Path::new(program)));
     match error.kind() {
         _ if named && file.is_dir() => "Is a directory".to_owned(),
         io::ErrorKind::NotFound if named && file.exists() => match interpreter(&file) {
@@ -204,6 +205,7 @@ pub fn refusal(program: &str, path: &str, error: &io::Error) -> String {
         io::ErrorKind::NotFound if named => "No such file or directory".to_owned(),
         io::ErrorKind::NotFound => "there is no such program in this sandbox".to_owned(),
         io::ErrorKind::PermissionDenied => "Permission denied".to_owned(),
+        io::ErrorKind::NotADirectory => "Not a directory".to_owned(),
         _ => format!("could not start the program: {error}"),
     }
 }
@@ -325,7 +327,7 @@ mod tests {
             ("no-such-program".to_owned(), "there is no such program in this sandbox"),
         ] {
             let error = std::process::Command::new(&program).spawn().unwrap_err();
-            assert_eq!(refusal(&program, DEFAULT_PATH, &error), words, "{program}");
+            assert_eq!(refusal(&program, DEFAULT_PATH, Path::new("/"), &error), words, "{program}");
         }
     }
 }

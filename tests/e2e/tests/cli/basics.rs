@@ -23,6 +23,29 @@ fn a_throw_away_sandbox_runs_a_command_and_leaves_nothing() {
 }
 
 #[test]
+fn a_program_that_is_there_and_cannot_be_run_is_told_from_one_that_is_not() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    wharf.check(
+        &["exec", "box", "--", "sh", "-c", "echo x > plain; printf '#!/no/such\\n' > lost; chmod +x lost"],
+        0,
+        "",
+    );
+    for (program, code, words) in [
+        ("/tmp", 126, "Is a directory"),
+        ("./plain", 126, "Permission denied"),
+        ("./plain/x", 126, "Not a directory"),
+        ("./lost", 127, "/no/such: bad interpreter: No such file or directory"),
+        ("./none", 127, "No such file or directory"),
+        ("no-such-program", 127, "there is no such program in this sandbox"),
+    ] {
+        let output = wharf.run(&["exec", "box", "--", program]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && told.contains(words), "{program}: {:?} {told}", output.status);
+    }
+}
+
+#[test]
 fn input_is_passed_on_and_streams_stay_apart() {
     let wharf = Wharf::new();
     let mut child = wharf

@@ -45,7 +45,8 @@ fn find(core: &Core, id: &ExecId) -> Result<Arc<Exec>, ApiError> {
 #[utoipa::path(
     post, path = "/v1/execs", tag = "execs", request_body = ExecRequest,
     responses((status = 201, body = ExecInfo), (status = 200, description = "it exists", body = ExecInfo),
-              (status = 400, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem)),
+              (status = 400, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem),
+              (status = 422, description = "the program is there and cannot be run", body = Problem)),
 )]
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
