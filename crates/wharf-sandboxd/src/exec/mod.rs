@@ -171,11 +171,16 @@ impl Execs {
     }
 
     /// Forgets an exec; `false` if there was none. If it runs its whole process tree is ended first.
-    pub async fn remove(&self, id: &ExecId) -> bool {
-        let Some(exec) = self.find(id) else { return false };
+    ///
+    /// # Errors
+    ///
+    /// A problem that names the processes that the kernel cannot end; the exec is still there then.
+    pub async fn remove(&self, id: &ExecId) -> Result<bool, Problem> {
+        let Some(exec) = self.find(id) else { return Ok(false) };
         exec.end().await;
+        exec.tree.ensure_gone(&format!("exec `{id}`")).await?;
         self.table().remove(id);
-        true
+        Ok(true)
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Exec>>> {

@@ -55,8 +55,8 @@ async fn output_and_error_are_apart_and_the_exit_code_is_kept() {
     let (exec, _) = harness.start(sh("echo out; echo err >&2; exit 7")).unwrap();
     assert_eq!(exec.wait().await.state, ExecState::Exited { code: 7 });
     assert_eq!((printed(&exec, Stream::Stdout), printed(&exec, Stream::Stderr)), ("out\n".into(), "err\n".into()));
-    assert!(harness.execs.remove(exec.id()).await);
-    assert!(!harness.execs.remove(exec.id()).await);
+    assert!(harness.execs.remove(exec.id()).await.unwrap());
+    assert!(!harness.execs.remove(exec.id()).await.unwrap());
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn what_is_left_in_the_background_outlives_the_exec() {
         let (exec, _) = harness.start(sh(script)).unwrap();
         assert_eq!(exec.wait().await.state, ExecState::Exited { code: 0 });
         let pid = printed(&exec, Stream::Stdout);
-        harness.execs.remove(exec.id()).await;
+        harness.execs.remove(exec.id()).await.unwrap();
         assert!(!stat(&pid).is_empty() && !stat(&pid).contains(") Z "), "{}", stat(&pid));
         clean_up(&pid);
     }
@@ -134,7 +134,7 @@ async fn what_cannot_run_is_refused_before_anything_starts() {
     let running: Vec<_> = (0..4).map(|_| harness.start(sh("sleep 1000")).unwrap()).collect();
     assert_eq!(harness.start(sh("true")).unwrap_err().kind, ProblemKind::LimitReached);
     for (exec, _) in running {
-        harness.execs.remove(exec.id()).await;
+        harness.execs.remove(exec.id()).await.unwrap();
     }
     assert!(harness.start(sh("true")).is_ok());
 }
@@ -268,7 +268,7 @@ async fn a_child_that_keeps_the_input_does_not_hold_up_the_end() {
     let (written, ended) = tokio::join!(exec.write(&[b'x'; 4 << 20]), exec.wait());
     assert_eq!(written.unwrap_err().kind, ProblemKind::Conflict, "the sleeper never reads");
     assert_eq!(ended.state, ExecState::Exited { code: 0 });
-    assert!(harness.execs.remove(exec.id()).await);
+    assert!(harness.execs.remove(exec.id()).await.unwrap());
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn what_is_left_in_the_background_may_go_on_printing() {
     tokio::fs::write(&go, "\n").await.unwrap();
     assert_eq!(tokio::fs::read_to_string(&done).await.unwrap(), "alive\n", "printing has not killed it");
     assert!(!printed(&exec, Stream::Stdout).contains("late"), "a closed log takes nothing");
-    harness.execs.remove(exec.id()).await;
+    harness.execs.remove(exec.id()).await.unwrap();
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn a_process_that_left_its_environment_session_and_parent_ends_with_a_runn
     while !stat(&pid).contains("sleep") {
         tokio::task::yield_now().await;
     }
-    harness.execs.remove(exec.id()).await;
+    harness.execs.remove(exec.id()).await.unwrap();
     assert!(stat(&pid).is_empty() || stat(&pid).contains(") Z "), "{}", stat(&pid));
 }
 

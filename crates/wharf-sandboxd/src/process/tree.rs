@@ -3,12 +3,16 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::time::Instant;
+use wharf_protocol::{Problem, ProblemKind};
 
 use super::{mark::Mark, reaper};
 
@@ -16,6 +20,8 @@ use super::{mark::Mark, reaper};
 const CROWD: usize = 256;
 /// How long a tree is stopped, again and again, until no new process of it appears.
 const STOPPING: Duration = Duration::from_secs(5);
+/// How many processes that do not end are named.
+const NAMED: usize = 10;
 /// How often a program on a terminal is told again that the terminal goes: a shell that is about to wait for input
 /// notes the signal, and waits all the same.
 const HANGING_UP_AGAIN: Duration = Duration::from_millis(100);
@@ -44,11 +50,13 @@ struct State {
     mark: Mark,
     /// The process of ours that the tree has begun with, the latest of them.
     leader: Mutex<Option<ProcessId>>,
+    /// Whether it was ended and something of it was left.
+    has_survived: AtomicBool,
 }
 
 impl Tree {
     pub fn new() -> Self {
-        Self(Arc::new(State { mark: Mark::new(), leader: Mutex::default() }))
+        Self(Arc::new(State { mark: Mark::new(), leader: Mutex::default(), has_survived: AtomicBool::new(false) }))
     }
 
     pub(super) fn mark(&self) -> Mark {
@@ -68,7 +76,40 @@ impl Tree {
     /// Returns `true` when no process of the tree is left, or `false` after as long again if the kernel cannot end one.
     /// Dropping it leaves the rest of the tree running.
     pub async fn end(&self, grace: Duration) -> bool {
-        end_all(Which::Tree(self.clone()), grace).await
+        let all_gone = end_all(Which::Tree(self.clone()), grace).await;
+        self.0.has_survived.store(!all_gone, Ordering::Relaxed);
+        all_gone
+    }
+
+    /// The processes that are still there although [`Tree::end`] has killed them. They are killed once more, and not
+    /// waited for.
+    pub async fn survivors(&self) -> Vec<i32> {
+        if !self.0.has_survived.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let scan = Scan::new(Which::Tree(self.clone()));
+        let (_, members) = scan
+            .in_background(|scan| {
+                scan.kill();
+                scan.members()
+            })
+            .await;
+        members.iter().map(|process| process.pid).collect()
+    }
+
+    /// Makes sure that nothing of a tree that was ended is left.
+    ///
+    /// # Errors
+    ///
+    /// A problem that names the processes of `whose` tree that are.
+    pub async fn ensure_gone(&self, whose: &str) -> Result<(), Problem> {
+        let survivors = self.survivors().await;
+        if survivors.is_empty() {
+            return Ok(());
+        }
+        let named: Vec<String> = survivors.iter().take(NAMED).map(i32::to_string).collect();
+        let detail = format!("processes of {whose} do not end, not even killed: {}", named.join(", "));
+        Err(Problem::new(ProblemKind::OperatingSystem, detail))
     }
 
     /// Signals the process group that the tree has begun with; `false` if its leader has ended.

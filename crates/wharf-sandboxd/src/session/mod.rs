@@ -33,7 +33,7 @@ use rustix::process::{Pid, Signal};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_protocol::{
-    ByteOffset, CommandOutcome, CommandResult, Environment, RunRequest, SessionId, SessionInfo, SessionState,
+    ByteOffset, CommandOutcome, CommandResult, Environment, Problem, RunRequest, SessionId, SessionInfo, SessionState,
     TerminalSize,
 };
 
@@ -676,6 +676,15 @@ impl Session {
             }
         }
         self.tree.end(pump::GRACE).await;
+    }
+
+    /// Makes sure that nothing is left of a session that was closed.
+    ///
+    /// # Errors
+    ///
+    /// A problem that names the processes that the kernel cannot end.
+    pub async fn ensure_gone(&self) -> Result<(), Problem> {
+        self.tree.ensure_gone(&format!("session `{}`", self.id())).await
     }
 }
 

@@ -117,8 +117,15 @@ impl Server {
     }
 
     fn delete(&self, path: &str) {
+        let (status, problem) = self.delete_for(path);
+        assert_eq!(status, 204, "{problem}");
+    }
+
+    /// The status of a DELETE, and what is wrong.
+    fn delete_for(&self, path: &str) -> (u16, Value) {
         let request = self.agent.delete(self.url(path)).header("Authorization", format!("Bearer {KEY}"));
-        assert_eq!(request.call().unwrap().status(), 204);
+        let mut answer = request.call().unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
     }
 
     /// Runs a command in a session; gives what it printed.

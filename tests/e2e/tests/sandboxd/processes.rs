@@ -355,17 +355,24 @@ fn removing_and_stopping_end_although_a_process_cannot_be_killed() {
     for pid in [&first, &second] {
         until("a process of root's", || of_process(pid, "status").contains("Uid:\t0\t0\t0\t0").then_some(()));
     }
-    server.delete(&format!("/v1/execs/{removed}"));
+    // Which is said, as often as it is asked for, until it is true.
+    let path = format!("/v1/execs/{removed}");
+    for _ in 0..2 {
+        let (status, problem) = server.delete_for(&path);
+        let told = problem["detail"].as_str().unwrap_or_default();
+        assert!(status == 422 && told.contains("not even killed") && told.contains(&first), "{status} {problem}");
+    }
+    rustix::process::kill_process(Pid::from_raw(first.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    until("its end", || (!is_alive(&first)).then_some(()));
+    server.delete(&path);
     let (mut socket, head) = server.web_socket(&format!("/v1/execs/{stopped}/output"));
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
     let code = until("the server's end", || server.child.try_wait().unwrap()).code();
     assert_eq!(code, Some(0));
     let _ = std::io::Read::read_to_end(&mut socket, &mut Vec::new());
-    for pid in [first, second] {
-        assert!(is_alive(&pid), "it could not be killed");
-        rustix::process::kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    }
+    assert!(is_alive(&second), "it could not be killed");
+    rustix::process::kill_process(Pid::from_raw(second.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
 }
 
 /// sandboxd as OpenHands starts it, once it listens; gives what it has said until then, too.

@@ -83,14 +83,15 @@ pub(super) async fn show(
 /// in the background belongs to the sandbox.
 #[utoipa::path(
     delete, path = "/v1/execs/{id}", tag = "execs", params(("id" = String, Path)),
-    responses((status = 204, description = "gone"), (status = 404, body = Problem)),
+    responses((status = 204, description = "gone"), (status = 404, body = Problem),
+              (status = 422, description = "a process does not end, not even killed", body = Problem)),
 )]
 pub(super) async fn remove(
     State(core): State<Arc<Core>>,
     ApiPath(id): ApiPath<ExecId>,
 ) -> Result<StatusCode, ApiError> {
     find(&core, &id)?;
-    core.bound()?.execs.remove(&id).await;
+    core.bound()?.execs.remove(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -134,7 +134,8 @@ pub(super) async fn show(
 /// Ends the shell and everything it started.
 #[utoipa::path(
     delete, path = "/v1/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
-    responses((status = 204, description = "gone"), (status = 404, body = Problem)),
+    responses((status = 204, description = "gone"), (status = 404, body = Problem),
+              (status = 422, description = "a process does not end, not even killed", body = Problem)),
 )]
 pub(super) async fn remove(
     State(core): State<Arc<Core>>,
@@ -142,6 +143,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let session = find(&core, &id)?;
     session.close().await;
+    session.ensure_gone().await?;
     core.bound()?.sessions.forget(&session);
     Ok(StatusCode::NO_CONTENT)
 }
