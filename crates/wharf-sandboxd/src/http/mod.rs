@@ -1,5 +1,6 @@
 //! The HTTP edge.
 
+pub(crate) mod idle;
 pub mod native;
 pub mod problem;
 pub mod server;

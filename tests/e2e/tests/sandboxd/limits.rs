@@ -214,3 +214,33 @@ fn a_workspace_that_is_too_large_on_disk_ends_the_sandbox() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_body_that_stalls_is_given_up_and_input_that_waits_is_not() {
+    let server = Server::bound(&[], json!({ "idle_connection_seconds": 1 }));
+    let (_, exec) = server.post(KEY, "/v1/execs", &json!({ "argv": ["cat"], "stdin": true }));
+    let exec = format!("/v1/execs/{}", exec["id"].as_str().unwrap());
+    let begin = |head: &str| {
+        let mut stream = server.connect();
+        let head = format!("{head} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 100\r\n");
+        write!(stream, "{head}content-type: application/json\r\n\r\n{{").unwrap();
+        stream
+    };
+    let mut input = begin(&format!("POST {exec}/stdin"));
+    let at = server.home.path().join("file").display().to_string();
+    for head in [
+        format!("PUT /v1/files/content?path={at}"),
+        format!("PUT /v1/files/archive?path={at}"),
+        format!("PUT /v1/files/archive?path={at}&format=zip"),
+        "POST /v1/execs".to_owned(),
+    ] {
+        let mut stream = begin(&head);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the server gives it up");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{head}: {answer}");
+    }
+    // It has waited for as long as all of them together.
+    input.write_all(&[b'x'; 99]).unwrap();
+    let head = ask_over(&mut input, "");
+    assert!(head.starts_with("HTTP/1.1 204"), "{head}");
+}

@@ -44,7 +44,10 @@ use crate::{
     core::{Bound, Core, Identity, random_hex},
     editor::Editor,
     files::rights::Rights,
-    http::server::{self, Connections, Listener},
+    http::{
+        idle::bound_body,
+        server::{self, Connections, Listener},
+    },
     options::OpenHandsOptions,
     process::users,
     session::{SessionError, SessionSettings},
@@ -156,6 +159,7 @@ pub fn router(state: Arc<OpenHands>, core: &Arc<Core>) -> Router {
         .merge(transfer::router(core.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(|| async { detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed") })
+        .layer(middleware::map_request_with_state(core.clone(), bound_body))
         .layer(middleware::from_fn_with_state(state, check_key))
 }
 

@@ -30,11 +30,15 @@ pub(super) fn router() -> Router<Arc<Core>> {
     Router::new()
         .route("/v1/execs", post(create).get(list))
         .route("/v1/execs/{id}", get(show).delete(remove))
-        .route("/v1/execs/{id}/stdin", post(stdin))
         .route("/v1/execs/{id}/signal", post(signal))
         .route("/v1/execs/{id}/resize", post(resize))
         .route("/v1/execs/{id}/output", get(output))
         .route("/v1/execs/{id}/wait", get(wait))
+}
+
+/// Input comes when whoever types it has some: its body may stall.
+pub(super) fn input_router() -> Router<Arc<Core>> {
+    Router::new().route("/v1/execs/{id}/stdin", post(stdin))
 }
 
 fn find(core: &Core, id: &ExecId) -> Result<Arc<Exec>, ApiError> {

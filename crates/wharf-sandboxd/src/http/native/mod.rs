@@ -15,7 +15,7 @@ use axum::{Json, Router, extract::State, middleware, response::IntoResponse, rou
 use http::header;
 use wharf_protocol::{Health, Info, ProblemKind};
 
-use super::problem::ApiError;
+use super::{idle::bound_body, problem::ApiError};
 use crate::core::Core;
 
 /// All routes below `/v1`. Every one but health and bind needs a key.
@@ -26,6 +26,8 @@ pub fn router(core: Arc<Core>) -> Router {
         .merge(sessions::router())
         .merge(execs::router())
         .merge(files::router())
+        .layer(middleware::map_request_with_state(core.clone(), bound_body))
+        .merge(execs::input_router())
         .layer(middleware::from_fn_with_state(core.clone(), auth::require_key));
     Router::new()
         .route("/v1/health", get(health))
