@@ -106,7 +106,23 @@ pub struct CommandResult {
     /// functions and jobs of the earlier one are gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_shell: bool,
+    /// Whether the command was killed, and the kernel has killed something in this sandbox for want of memory meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
+
+impl CommandOutcome {
+    /// Whether a SIGKILL has ended the command, or its shell.
+    pub fn was_killed(&self) -> bool {
+        match self {
+            Self::Finished { exit_code } => *exit_code == 128 + SIGKILL,
+            Self::ShellEnded { code, signal } => *signal == Some(SIGKILL) || *code == Some(128 + SIGKILL),
+            Self::NoOutput | Self::TimedOut => false,
+        }
+    }
+}
+
+const SIGKILL: i32 = 9;
 
 /// Bytes typed into a session, whatever it is doing.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]

@@ -44,6 +44,7 @@ pub use self::{
 use crate::{
     output_log::OutputLog,
     process::{
+        memory,
         spawn::Exit,
         tree::Tree,
         users::{self, User},
@@ -610,6 +611,7 @@ impl Session {
         let new_shell = self.take_replaced().is_some();
         let mut progress = self.progress();
         let before = progress.borrow_and_update().clone();
+        let kills_before = memory::kills();
         self.submit(&request.command).await?;
         let waited = wait_for_end(
             &mut progress,
@@ -636,8 +638,10 @@ impl Session {
         // As long as the shell wants more of the command, all that there is is the echo.
         let start = if reading { end } else { now.command_start };
         let (output, truncated, output_end) = self.rendered(start, end).await;
+        let out_of_memory = outcome.was_killed() && memory::kills() > kills_before;
         Ok(CommandResult {
             outcome,
+            out_of_memory,
             output,
             truncated,
             output_start: start,
