@@ -139,6 +139,7 @@ fn local_hint(error: &LocalError) -> Option<String> {
         }
         LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
         LocalError::Protect { .. } => Some("`--unprotect PATH` lets the sandbox write it".to_owned()),
+        LocalError::Source { .. } => Some("put it back, or make a new sandbox with what is there now".to_owned()),
         LocalError::Record { name, .. } => {
             Some(format!("another version may have made it; `wharf rm {name}` removes it"))
         }

@@ -19,6 +19,7 @@ mod confine;
 mod launch;
 mod launcher;
 mod lock;
+mod object;
 mod plan;
 mod process;
 mod protection;
@@ -30,6 +31,7 @@ mod sys;
 mod users;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
@@ -109,6 +111,8 @@ pub enum LocalError {
     State { action: &'static str, path: PathBuf, source: io::Error },
     #[error("could not keep what the host runs from being made in a mount")]
     Protect { source: io::Error },
+    #[error("could not mount `{path}`: {reason}")]
+    Source { path: String, reason: String },
     #[error("could not start the launcher `{path}`", path = path.display())]
     Launcher { path: PathBuf, source: io::Error },
     #[error("sandboxd of `{name}` did not take its identity: {reason}")]
@@ -235,6 +239,7 @@ impl LocalRuntime {
             protected: Vec::new(),
             warnings: Vec::new(),
             notes: Vec::new(),
+            sources: None,
             first_id: None,
             directory,
         };
@@ -312,14 +317,26 @@ impl LocalRuntime {
             value: record.spec.user.clone().unwrap_or_default(),
             reason,
         })?;
-        let mounts = if record.spec.isolation == Isolation::None {
-            Mounts::default()
-        } else {
-            let hidden = self.hidden(&record.spec.mounts)?;
-            let mut mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes());
+        let is_confined = record.spec.isolation != Isolation::None;
+        let hidden = if is_confined { self.hidden(&record.spec.mounts)? } else { Vec::new() };
+        // Before anything is read there: what is put in their place meanwhile is refused by the launcher.
+        let given = record.spec.mounts.iter().map(|mount| Ok((mount.source.clone(), record.source(&mount.source)?)));
+        let mut sources = given.collect::<Result<BTreeMap<_, _>, LocalError>>()?;
+        let mut mounts = Mounts::default();
+        if is_confined {
+            mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes());
             hide(&mut mounts, &hidden);
-            mounts
-        };
+        }
+        let knows = |source: &String| record.sources.as_ref().is_none_or(|known| known.contains_key(source));
+        mounts.leave_out(|source| !knows(source));
+        for mount in &mounts.planned {
+            let source = &mount.spec.source;
+            if !sources.contains_key(source) {
+                sources.insert(source.clone(), record.source(source)?);
+            }
+        }
+        // What was shown once is known as what it was, also if it is not shown this time.
+        record.sources.get_or_insert_default().extend(sources.clone());
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
         (record.protected, record.warnings, record.notes) = (mounts.protected, mounts.warnings, mounts.notes);
         let spec = &record.spec;
@@ -333,6 +350,7 @@ impl LocalRuntime {
             working_dir: PathBuf::from(&spec.working_dir),
             working_dir_outside: working_dir_outside(&record),
             mounts: mounts.planned,
+            sources,
             user: user.clone(),
             system: spec.system,
             devices: spec.devices.iter().map(PathBuf::from).collect(),

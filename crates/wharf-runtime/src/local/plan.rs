@@ -1,11 +1,11 @@
 //! What the launcher is told: everything decided beforehand, sent through a pipe.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wharf_protocol::{Isolation, NetworkMode, Secret, SystemAccess};
 
-use super::{protection::PlannedMount, users::SandboxUser};
+use super::{object::Object, protection::PlannedMount, users::SandboxUser};
 
 /// The whole of one launch.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub(super) struct Plan {
     /// The same directory on the host, where work begins without such a root.
     pub(super) working_dir_outside: PathBuf,
     pub(super) mounts: Vec<PlannedMount>,
+    /// What is at their sources.
+    pub(super) sources: BTreeMap<String, Object>,
     /// Whom commands run as.
     pub(super) user: SandboxUser,
     /// `None`: writable where that is possible.

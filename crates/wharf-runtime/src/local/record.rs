@@ -13,6 +13,7 @@
 //! and finds a phase of somebody's work (`making`, `starting`, `removing`) knows that its program was killed in there.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -23,6 +24,7 @@ use wharf_protocol::{Environment, SandboxName, SandboxSpec, Secret};
 
 use super::{
     LocalError, cgroup, group_name,
+    object::Object,
     plan::{Bounds, Wall},
     process::Running,
     state,
@@ -72,6 +74,10 @@ pub struct Record {
     /// What else is worth knowing of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What its mounts have shown since it was made, by their sources: they show nothing else later, whatever somebody
+    /// inside has put there. `None` before its first start, and in records of versions that did not note it.
+    #[serde(default)]
+    pub(super) sources: Option<BTreeMap<String, Object>>,
     /// The first of the ids of this machine that are the sandbox's alone, where it has such.
     pub(super) first_id: Option<u32>,
     #[serde(skip)]
@@ -249,6 +255,22 @@ impl Record {
         let path = self.directory.join(ENVIRONMENT);
         let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
         read.map_err(|source| state("read", &path, source))
+    }
+
+    /// What is at the source of a mount.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone, or is not what the mount has shown before.
+    pub(super) fn source(&self, source: &str) -> Result<Object, LocalError> {
+        let failed = |reason| LocalError::Source { path: source.to_owned(), reason };
+        let found = Object::at(Path::new(source)).map_err(|error| failed(error.to_string()))?;
+        match self.sources.as_ref().and_then(|known| known.get(source)) {
+            Some(known) if !known.is(found) => Err(failed(
+                "it is not what was there when the sandbox was made; something was put in its place".to_owned(),
+            )),
+            Some(_) | None => Ok(found),
+        }
     }
 
     /// Where sandboxd logs.

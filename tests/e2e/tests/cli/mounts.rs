@@ -594,3 +594,64 @@ fn links_in_a_git_directory_do_not_keep_a_sandbox_from_starting() {
         assert_eq!(owner.host("ls -A other other/m"), "other:\nm\n\nother/m:\n");
     }
 }
+
+/// Suspends `box` and tries to resume it; gives what is said if that is refused.
+fn resumed(owner: &Owner) -> Option<String> {
+    owner.wharf.check(&["suspend", "box"], 0, "box\n");
+    resumed_again(owner)
+}
+
+fn resumed_again(owner: &Owner) -> Option<String> {
+    let output = owner.wharf.run(&["resume", "box"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(if told.contains("error") { 125 } else { 0 }), "{told}");
+    (!output.status.success()).then_some(told)
+}
+
+#[test]
+fn what_was_put_in_the_place_of_a_mount_is_not_shown_at_a_later_start() {
+    for owner in Owner::both() {
+        owner.host("mkdir work/inner && echo kept > work/inner/file");
+        let (outer, inner) = (format!("{}:/outer", owner.work()), format!("{}/inner:/inner", owner.work()));
+        owner.wharf.check(&["create", "box", "--mount", &outer, "--mount", &inner], 0, "box\n");
+        assert_eq!(resumed(&owner), None);
+        let script = "mv /outer/inner /outer/away && mkdir /outer/inner";
+        owner.wharf.check(&["exec", "box", "--", "sh", "-c", script], 0, "");
+        let told = resumed(&owner).expect("it is another directory");
+        let expected = format!("could not mount `{}/inner`: it is not what was there", owner.work());
+        assert!(told.contains(&expected), "{told}");
+        owner.host("rmdir work/inner && mv work/away work/inner");
+        assert_eq!(resumed_again(&owner), None);
+        owner.wharf.check(&["exec", "box", "--", "cat", "/inner/file"], 0, "kept\n");
+    }
+}
+
+#[test]
+fn another_git_directory_than_at_first_is_not_shown_at_a_later_start() {
+    for owner in Owner::both() {
+        owner.host("git init -q -b main main && cd main && git commit -q --allow-empty -m first && git worktree add -q ../linked");
+        let linked = owner.path("linked").display().to_string();
+        owner.wharf.check(&["create", "box", "--mount", &linked], 0, "box\n");
+        assert_eq!(resumed(&owner), None);
+        owner.wharf.check(&["exec", "box", "--", "git", "log", "--format=%s"], 0, "first\n");
+        owner.host("mv main/.git main/first && cp -a main/first main/.git");
+        let told = resumed(&owner).expect("it is another directory");
+        assert!(told.contains(&format!("could not mount `{}`", owner.path("main/.git").display())), "{told}");
+        owner.host("rm -r main/.git && mv main/first main/.git");
+        assert_eq!(resumed_again(&owner), None);
+        // One that a mount did not have at first.
+        owner.wharf.check(&["rm", "box"], 0, "box\n");
+        owner.host("mkdir plain");
+        owner.wharf.check(&["create", "box", "--mount", &owner.path("plain").display().to_string()], 0, "box\n");
+        owner.wharf.check(&["suspend", "box"], 0, "box\n");
+        owner.host(
+            "git init -q lone && git -C lone commit -q --allow-empty -m x && git -C lone worktree add -q ../plain 2>&1",
+        );
+        assert_eq!(resumed_again(&owner), None);
+        let git_directory = owner.path("lone/.git").display().to_string();
+        let shown = owner.wharf.run(&["exec", "box", "--", "ls", &git_directory]);
+        assert!(!shown.status.success(), "{}", String::from_utf8_lossy(&shown.stdout));
+        let inspected = owner.wharf.run(&["inspect", "box"]).stdout;
+        assert!(String::from_utf8_lossy(&inspected).contains("was not its own when the sandbox was made"));
+    }
+}

@@ -1,6 +1,7 @@
 //! What the user mounts, and what covers paths in it that the host would run.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     os::{
@@ -21,27 +22,37 @@ use super::{
     ids::Owner,
 };
 use crate::local::{
+    object::Object,
     protection::{Cover, PlannedMount, With},
     sys,
 };
+
+/// Opens the source of a mount, if it is still what the mount was planned for.
+pub(super) fn open_source(source: &str, known: &BTreeMap<String, Object>) -> io::Result<File> {
+    // Had it no link when the sandbox was made, one has been put there by what runs in it, or in another.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?);
+    let found = Object::opened(&file)?;
+    if known.get(source).is_some_and(|known| known.is(found)) {
+        return Ok(file);
+    }
+    Err(io::Error::other("something else was put in its place meanwhile"))
+}
 
 /// Shows a directory that the user asked for. As root, its owner outside is the sandbox's user inside. A text that covers a file passes
 /// through `directory`.
 pub(super) fn show_mount(
     mount: &PlannedMount,
+    source: &File,
     root: &Below,
     namespace: Option<&OwnedFd>,
     owner: Owner,
     directory: &Path,
 ) -> io::Result<()> {
-    // Had it no link when the sandbox was made, one has been put there by what runs in it, or in another.
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let source = rustix::fs::openat2(CWD, &mount.spec.source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
-        .map(File::from)?;
     let metadata = source.metadata()?;
     let target = root.target(Path::new(&mount.spec.target), metadata.is_dir())?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(&source, "", flags)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(source, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?;
     if let Some(namespace) = namespace {
         sys::map_ids(&tree, namespace)?;
     }

@@ -15,7 +15,7 @@ use super::{
     below::{Below, bind_at},
     dev::build_dev,
     ids::{Ids, Owner},
-    mounts::show_mount,
+    mounts::{open_source, show_mount},
     proc::build_proc,
     sysfs::build_sys,
     system::{OWN, build_system, show_packages},
@@ -61,8 +61,9 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
         bind_at(workspace, target, false).part("workspace")?;
     }
     for (at, mount) in plan.mounts.iter().enumerate() {
-        show_mount(mount, &below, ids.owners.get(at), ids.user, &plan.directory)
-            .part(format!("mount of {}", mount.spec.source))?;
+        let part = format!("mount of {}", mount.spec.source);
+        let source = open_source(&mount.spec.source, &plan.sources).part(&part)?;
+        show_mount(mount, &source, &below, ids.owners.get(at), ids.user, &plan.directory).part(&part)?;
     }
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;

@@ -83,6 +83,24 @@ pub(super) struct Mounts {
     pub(super) notes: Vec<String>,
 }
 
+impl Mounts {
+    /// Leaves out what `is_new` says of a source: a git directory that did not belong to a mount when its sandbox was made,
+    /// and that something inside may have made it name since.
+    pub(super) fn leave_out(&mut self, is_new: impl Fn(&String) -> bool) {
+        let (new, kept) = std::mem::take(&mut self.planned).into_iter().partition(|mount| is_new(&mount.spec.source));
+        self.planned = kept;
+        for PlannedMount { spec, .. } in new {
+            self.placeholders.retain(|placeholder| placeholder.source != Path::new(&spec.source));
+            self.protected.retain(|path| !Path::new(path).starts_with(&spec.target));
+            self.warnings.push(format!(
+                "git does not work in a mount: its git directory `{}` was not its own when the sandbox was made; a new sandbox \
+                 shows it",
+                spec.source
+            ));
+        }
+    }
+}
+
 /// Decides what covers the paths of `mounts`. `unprotected` are paths as they are called inside, or relative to a mount;
 /// `homes` are the home directories of this machine. Reads the host, changes nothing.
 pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &[PathBuf]) -> Mounts {
@@ -445,13 +463,7 @@ impl Survey<'_> {
     }
 
     fn is_git_directory(&self, path: &Path) -> bool {
-        let at = self.source.join(path);
-        let is = |name: &str, ask: fn(&fs::Metadata) -> bool| {
-            fs::symlink_metadata(at.join(name)).is_ok_and(|found| ask(&found))
-        };
-        is("HEAD", |found| !found.is_dir())
-            && is("objects", |found| !found.is_file())
-            && is("refs", |found| !found.is_file())
+        is_git_directory(&self.source.join(path))
     }
 
     /// The directories in a directory. Of a link only the link is covered: somebody inside may have put it there, and nothing
@@ -501,13 +513,24 @@ fn read_small(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+fn is_git_directory(path: &Path) -> bool {
+    let is = |name: &str, ask: fn(&fs::Metadata) -> bool| {
+        fs::symlink_metadata(path.join(name)).is_ok_and(|found| ask(&found))
+    };
+    is("HEAD", |found| !found.is_dir())
+        && is("objects", |found| !found.is_file())
+        && is("refs", |found| !found.is_file())
+}
+
 /// The directory to show for a git directory that names `worktree` as `worktree` names it: the repository's for a linked
 /// worktree, a submodule's own.
 fn home_of(git_directory: &Path, worktree: &Path) -> Option<PathBuf> {
     if let Ok(text) = read_small(&git_directory.join("gitdir")) {
         let back = fs::canonicalize(git_directory.join(text.trim())).ok()?;
         let all = git_directory.parent().filter(|parent| parent.ends_with("worktrees"))?;
-        return (back == worktree.join(".git")).then(|| all.parent().map(Path::to_owned)).flatten();
+        // Somebody's directory that happens to be called `worktrees`, and to be mounted, leads nowhere.
+        let home = all.parent().filter(|home| is_git_directory(home))?;
+        return (back == worktree.join(".git")).then(|| home.to_owned());
     }
     let config = read_small(&git_directory.join("config")).ok()?;
     let back = fs::canonicalize(git_directory.join(table::worktree_named_in(&config)?)).ok()?;

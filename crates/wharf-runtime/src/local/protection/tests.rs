@@ -193,7 +193,12 @@ fn a_file_written_inside_shows_no_other_directory_of_the_host() {
     host.repository("main");
     fs::create_dir(host.path().join("evil")).unwrap();
     let wanted = host.path().join("main/.git");
-    for text in [format!("gitdir: {}\n", wanted.display()), "gitdir: /root\n".into(), "gitdir: /nonexistent\n".into()] {
+    // Which names it in turn, but belongs to no repository; what it is in is the host's.
+    let made = host.path().join("worktrees/made");
+    fs::create_dir_all(&made).unwrap();
+    fs::write(made.join("gitdir"), format!("{}\n", host.path().join("evil/.git").display())).unwrap();
+    let named = |directory: &Path| format!("gitdir: {}\n", directory.display());
+    for text in [named(&wanted), named(&made), "gitdir: /root\n".into(), "gitdir: /nonexistent\n".into()] {
         fs::write(host.path().join("evil/.git"), text).unwrap();
         let plan = host.plan("evil", &[]);
         assert_eq!((plan.planned.len(), plan.warnings.len()), (1, 1), "{:?}", plan.warnings);
