@@ -212,7 +212,7 @@ async fn copy_file_out(
         Err(ReplaceError::Special) => {
             let special = tokio::fs::OpenOptions::new().write(true).open(place).await.with_context(failed)?;
             return files.read(path, progress.write(special)).await.map(drop).map_err(|error| match error {
-                ClientError::Local(source) => Error::new(source).context(failed()),
+                ClientError::Local(source) => anyhow::Error::new(source).context(failed()),
                 error => error.into(),
             });
         }
