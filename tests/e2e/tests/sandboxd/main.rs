@@ -77,7 +77,7 @@ impl Server {
             .args([&port.to_string(), "--username", "root", "--working-dir"])
             .arg(home.path())
             .env_remove("SESSION_API_KEY")
-            .env("NO_CHANGE_TIMEOUT_SECONDS", "2")
+            .env("NO_CHANGE_TIMEOUT_SECONDS", "10")
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
