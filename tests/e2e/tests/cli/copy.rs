@@ -331,7 +331,7 @@ fn wrong_usage_and_output_that_cannot_be_written_have_their_exit_codes() {
     copies.refused(&["box:/tmp", "box:/var"], 2, "| wharf cp - B:DIRECTORY");
     for arguments in [
         ["exec", "-t", "box", "true"],
-        ["exec", "-e=x", "box", "true"],
+        ["exec", "--env==x", "box", "true"],
         ["run", "--mount=/nonexistent", "--", "true"],
         ["kill", "--signal=NOPE", "box", "id"],
     ] {
