@@ -682,6 +682,32 @@ async fn a_sandbox_that_memory_ended_says_so() {
     .await;
 }
 
+#[tokio::test]
+async fn a_command_that_memory_ended_says_so_and_its_sandbox_goes_on() {
+    with_wharf("oom-command", async |wharf| {
+        wharf.check(&["create", "box", "--memory", "100M"], 0, "box\n");
+        let told = ["the command was killed: the sandbox has no more memory than its limit"];
+        wharf.refuses(&["exec", "box", "--", "sh", "-c", "head -c 400M /dev/zero | tail"], 137, &told);
+        let other = wharf.refuses(&["exec", "box", "--", "sh", "-c", "kill -9 $$"], 137, &[]);
+        assert!(!other.contains("memory"), "{other}");
+        wharf.check(&["exec", "box", "--", "echo", "there"], 0, "there\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_without_a_shell_says_so_and_what_to_do() {
+    with_wharf("no-shell", async |wharf| {
+        // Nothing is in it but this one program.
+        wharf.check(&["create", "box", "--image", "localhost/wharf/sandboxd:test"], 0, "box\n");
+        let (code, seen) = wharf.on_terminal(&["shell", "box"], &[]);
+        assert_ne!(code, Some(0), "{seen}");
+        assert!(seen.contains("there is neither bash nor sh; `wharf exec` runs the programs that there are"), "{seen}");
+        assert!(wharf.get(&["exec", "box", "--", "/wharf-sandboxd", "--version"]).contains("wharf-sandboxd"));
+    })
+    .await;
+}
+
 /// What is between a client and its API server, until it is cut.
 struct Line {
     address: SocketAddr,
