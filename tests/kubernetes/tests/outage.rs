@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{env, panic::AssertUnwindSafe, path::Path, time::Duration};
+use std::{env, fs, panic::AssertUnwindSafe, path::Path, process::Stdio, time::Duration};
 
 use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::Node;
@@ -16,6 +16,7 @@ use kube::{
 };
 use serde_json::json;
 use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
     process::Command,
     sync::{Mutex, watch},
     time::timeout,
@@ -23,7 +24,7 @@ use tokio::{
 use wharf_kubernetes_tests::{
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
-    sandbox::{INSTALLED, RUNNING, SUSPENDED, config, id, install, runtime, settings, spec},
+    sandbox::{IMAGE, INSTALLED, RUNNING, SUSPENDED, config, id, install, runtime, settings, spec},
 };
 use wharf_protocol::SandboxId;
 use wharf_runtime::{
@@ -223,6 +224,60 @@ async fn a_node_that_is_not_ready_takes_no_sandbox_and_all_goes_on_once_it_is() 
             runtime.remove(id, &|_| {}).await.unwrap();
         }
         settle(&namespace.client, &namespace.name, INSTALLED).await;
+    })
+    .await;
+}
+
+/// A command of the built CLI, over a port-forward, which goes through the API server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_goes_on_while_the_api_server_is_away_and_no_line_is_lost_or_said_twice() {
+    let _turn = TURN.lock().await;
+    with_namespace("command", async |namespace| {
+        let files = tempfile::tempdir().unwrap();
+        let configuration = files.path().join("config.toml");
+        let image = format!("[sandbox]\nruntime_container_image = \"{IMAGE}\"\n");
+        fs::write(&configuration, config(&namespace.name, "route = \"port-forward\"") + &image).unwrap();
+        let wharf = |arguments: &[&str]| {
+            let mut command = Command::new(wharf_e2e::program("wharf"));
+            command
+                .env("WHARF_RUNTIME", "kubernetes")
+                .env("WHARF_CONFIG", &configuration)
+                .env("KUBECONFIG", &namespace.cluster.kubeconfig)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true);
+            command
+        };
+        let made = wharf(&["create", "box"]).output().await.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        // It ends by itself long after the outage only: that it was away in the midst is sure.
+        let script =
+            "i=0; while [ ! -e /tmp/back ] || [ $i -lt 50 ]; do i=$((i+1)); echo $i; sleep 0.1; done; echo end; exit 7";
+        let mut child = wharf(&["exec", "box", "--", "sh", "-c", script]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let all = async {
+            for number in 1.. {
+                let line = lines.next_line().await.unwrap();
+                if line.as_deref() == Some("end") {
+                    break;
+                }
+                assert_eq!(line, Some(number.to_string()), "line or end");
+                if number == 5 {
+                    component("stop", "kube-apiserver").await;
+                    bring_back("kube-apiserver").await;
+                    let told = wharf(&["exec", "box", "--", "touch", "/tmp/back"]).output().await.unwrap();
+                    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+                }
+            }
+            child.wait_with_output().await.unwrap()
+        };
+        let outcome = AssertUnwindSafe(timeout(PATIENCE, all)).catch_unwind().await;
+        // Whatever happened, the others' cluster works again.
+        component("start", "kube-apiserver").await;
+        let output = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).expect("it ends");
+        assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
     })
     .await;
 }
