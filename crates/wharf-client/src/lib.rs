@@ -129,7 +129,9 @@ impl Sandbox {
                 Ok(info) => return Ok(self.find_exec(info.id)),
                 // It may have been started. Where there was no connection at all, it was not.
                 Err(error) if error.may_have_been_done() || (lost.is_some() && error.is_retryable()) => {
-                    if lost.get_or_insert_with(Instant::now).elapsed() >= RESUME_PATIENCE {
+                    let ended = output::nobody_listens(self.route(), &error);
+                    let patience = if ended { output::PATIENCE_WITH_NOBODY } else { RESUME_PATIENCE };
+                    if lost.get_or_insert_with(Instant::now).elapsed() >= patience {
                         return Err(error);
                     }
                     sleep(RETRY_INTERVAL).await;
@@ -298,5 +300,32 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
         Ok(problem) => ClientError::Refused(Box::new(problem)),
         Err(_) if matches!(status.as_u16(), 502..=504) => ClientError::Gateway { status },
         Err(_) => ClientError::Answer { reason: format!("the answer was {status} without a problem") },
+    }
+}
+
+#[cfg(test)]
+mod ended {
+    use std::time::Instant;
+
+    use tokio::net::UnixListener;
+    use wharf_protocol::{ExecRequest, Secret};
+
+    use super::{Route, Sandbox};
+
+    #[tokio::test]
+    async fn a_start_is_not_asked_for_again_where_nobody_listens_any_more() {
+        let path = std::env::temp_dir().join(format!("wharf-ended-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let sandbox = Sandbox::new(Route::Unix(path.clone()), Secret::new("k"));
+        let ends = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.readable().await.unwrap();
+            drop(listener);
+            std::fs::remove_file(&path).unwrap();
+        };
+        let began = Instant::now();
+        let request = ExecRequest { argv: vec!["true".into()], ..ExecRequest::default() };
+        let (started, ()) = tokio::join!(sandbox.exec(&request), ends);
+        assert!(started.is_err() && began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     }
 }

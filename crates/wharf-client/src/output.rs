@@ -34,7 +34,7 @@ const LARGEST_MESSAGE: usize = 4 << 20;
 /// Output that was read is acknowledged after so many bytes, and whenever no more is there.
 const ACKNOWLEDGED_AT_ONCE: u64 = 1 << 20;
 /// A sandboxd that has ended does not come back at its socket.
-const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -402,7 +402,7 @@ async fn pass_on(outgoing: &mut Outgoing, sink: &mut SplitSink<Socket, Message>)
 }
 
 /// Whether sandboxd itself has ended: then nobody listens where it did.
-fn nobody_listens(route: &Route, error: &ClientError) -> bool {
+pub(crate) fn nobody_listens(route: &Route, error: &ClientError) -> bool {
     match (route, error) {
         (Route::Unix(_) | Route::Tcp(_), ClientError::Connect { source, .. }) => {
             matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
