@@ -19,6 +19,6 @@ pub(crate) fn core(home: &Path) -> Arc<Core> {
         working_dir: home.to_owned(),
         limits: Limits::default(),
     };
-    core.bind(identity, None).unwrap();
+    core.bind(identity, None, 0).unwrap();
     core
 }
