@@ -191,11 +191,7 @@ fn is_in_overlay(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs::File,
-        os::unix::fs::symlink,
-        sync::{Mutex, MutexGuard, PoisonError},
-    };
+    use std::{fs::File, os::unix::fs::symlink};
 
     use super::*;
 
@@ -203,15 +199,15 @@ mod tests {
 
     /// Files without a name are counted by their file system, whosever of this process they are: these tests have one that
     /// no other test of this crate uses, and one at a time.
-    fn alone() -> (MutexGuard<'static, ()>, impl Fn() -> tempfile::TempDir) {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        (turn, || tempfile::tempdir_in("/dev/shm").expect("a file system in memory at /dev/shm"))
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").expect("a file system in memory at /dev/shm")
     }
 
     #[test]
     fn files_links_and_what_was_removed_are_counted_once() {
-        let (_turn, directory) = alone();
+        let _turn = TURN.blocking_lock();
         let home = directory();
         let below = home.path().join("a/b/c");
         fs::create_dir_all(&below).unwrap();
@@ -229,7 +225,7 @@ mod tests {
 
     #[test]
     fn several_directories_are_counted_together() {
-        let (_turn, directory) = alone();
+        let _turn = TURN.blocking_lock();
         let homes = [directory(), directory()];
         for home in &homes {
             fs::write(home.path().join("file"), vec![1; MEGABYTE]).unwrap();
@@ -242,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_lies_deeper_than_the_longest_path_is_counted() {
-        let (_turn, directory) = alone();
+        let _turn = TURN.blocking_lock();
         let home = directory();
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let mut current = openat(rustix::fs::CWD, home.path(), flags, Mode::empty()).unwrap();
@@ -259,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_watch_tells_when_more_is_there_than_allowed() {
-        let (_turn, directory) = alone();
+        let _turn = TURN.lock().await;
         let home = directory();
         for number in 0..3 {
             fs::write(home.path().join(number.to_string()), vec![1; MEGABYTE]).unwrap();
