@@ -101,6 +101,8 @@ pub struct BashShell {
     told: Option<String>,
     /// Whether the agent knows that the shell has ended and a new one takes its place.
     told_of_end: bool,
+    /// Whether no command was run in it yet: what start-up files print belongs to none.
+    is_new: bool,
     initial_dir: String,
     working_dir: String,
 }
@@ -120,6 +122,7 @@ impl BashShell {
             reported: Reported::Nothing,
             told: None,
             told_of_end: false,
+            is_new: true,
             initial_dir: working_dir.clone(),
             working_dir,
         }
@@ -152,6 +155,7 @@ impl BashShell {
         self.reported = Reported::Nothing;
         self.told = None;
         self.told_of_end = false;
+        self.is_new = true;
         self.working_dir.clone_from(&self.initial_dir);
         if run.command.trim().is_empty() {
             let metadata =
@@ -184,6 +188,10 @@ impl BashShell {
             return Ok(multiple(&commands, command, run.hidden));
         }
         self.session.ready().await?;
+        if std::mem::take(&mut self.is_new) {
+            // As the original, which clears the screen of a shell that has just started.
+            self.console().clear();
+        }
         let replaced = self.session.take_replaced().filter(|_| !std::mem::take(&mut self.told_of_end));
         let mut progress = self.session.progress();
         let before = progress.borrow_and_update().clone();
