@@ -38,7 +38,7 @@ pub enum Stdio {
     Pipes { stdin: bool },
 }
 
-/// A child to be. What else it has is stated in [`door`](super::door).
+/// A child to be. What else it has is stated in [`door`].
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, found in the child's `PATH` unless it has a slash, and its arguments.
