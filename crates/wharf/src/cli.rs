@@ -192,7 +192,7 @@ pub(crate) struct Shape {
     /// Let the sandbox write what the host would run from a mount (`inspect` names it): a path, or `all`.
     #[arg(long, value_name = "PATH")]
     pub(crate) unprotect: Vec<String>,
-    /// Whom commands run as: NAME or UID[:GID]; a name that this machine does not know is made [default: you].
+    /// Whom commands run as: `NAME` or `UID[:GID]`; a name that this machine does not know is made [default: you].
     #[arg(short = 'u', long, value_name = "USER")]
     pub(crate) user: Option<String>,
     /// The container image, for a sandbox in a cluster [default: the settings'].

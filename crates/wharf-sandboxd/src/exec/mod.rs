@@ -4,7 +4,7 @@
 //! the log is closed. What the process leaves behind in the background belongs to the sandbox and runs on.
 //!
 //! What becomes of an exec whose caller goes is in its request: it is killed, or runs on. A caller whose connection broke
-//! has a grace to come back (see [`caller`]).
+//! has a grace to come back (see `caller`).
 
 mod caller;
 mod input;
