@@ -54,6 +54,8 @@ pub struct Output {
     kind: Kind,
     redraw: bool,
     socket: Option<Halves>,
+    /// Nothing can be sent over this connection any more; what was sent to us before may still be read from it.
+    is_mute: bool,
     outgoing: Outgoing,
     senders: Input,
     lost: Option<Loss>,
@@ -211,6 +213,7 @@ impl Output {
             kind,
             redraw,
             socket: None,
+            is_mute: false,
             outgoing: Outgoing::new(inputs, controls, kind == Kind::Exec, offset),
             senders: Input { input, control },
             lost: None,
@@ -242,6 +245,7 @@ impl Output {
                     Ok(socket) => {
                         self.outgoing.begin_again(self.offset);
                         self.socket = Some(socket.split());
+                        self.is_mute = false;
                     }
                     Err(error) if error.is_retryable() => {
                         self.pause(error).await?;
@@ -257,8 +261,11 @@ impl Output {
                 outgoing.acknowledging = Some(self.offset);
             }
             // Each has its turn: neither a flood of input nor one of output may hold up the other.
-            let event = if let Some(error) = pass_on(outgoing, sink).now_or_never() {
-                Some(Err(error))
+            let event = if self.is_mute {
+                source.next().await
+            } else if pass_on(outgoing, sink).now_or_never().is_some() {
+                self.is_mute = true;
+                continue;
             } else if let Some(message) = source.next().now_or_never() {
                 message
             } else {
@@ -266,7 +273,12 @@ impl Output {
                     outgoing.acknowledging = Some(self.offset);
                 }
                 tokio::select! {
-                    error = pass_on(outgoing, sink) => Some(Err(error)),
+                    _ = pass_on(outgoing, sink) => {
+                        // Sandboxd may have closed it behind the last frames, which are then still to be read: over a new
+                        // connection the same would happen again.
+                        self.is_mute = true;
+                        continue;
+                    }
                     message = source.next() => message,
                 }
             };
@@ -307,10 +319,10 @@ impl Output {
     /// Safe: the next call goes on.
     pub async fn pass_input_on(&mut self) {
         match &mut self.socket {
-            Some((sink, _)) => drop(pass_on(&mut self.outgoing, sink).await),
-            None => return pending().await,
+            Some((sink, _)) if !self.is_mute => drop(pass_on(&mut self.outgoing, sink).await),
+            _ => return pending().await,
         }
-        self.socket = None;
+        self.is_mute = true;
     }
 
     /// Tells the sandbox that its caller leaves and does not come back, so that what it wished for then is done at once.
