@@ -171,7 +171,7 @@ fn execs_and_sessions_are_listed_ended_and_forgotten() {
     wharf.check(&["kill", "box", &running], 0, &format!("{running}\n"));
     assert_eq!(ps(&wharf)["execs"], serde_json::json!([]));
     assert_eq!(wharf.run(&["kill", "box", &running]).status.code(), Some(125));
-    assert_eq!(wharf.run(&["kill", "box", &running, "-s", "NOPE"]).status.code(), Some(125));
+    assert_eq!(wharf.run(&["kill", "box", &running, "-s", "NOPE"]).status.code(), Some(2), "wrong usage");
 }
 
 #[test]

@@ -174,7 +174,8 @@ fn a_terminal_of_absurd_size_is_refused_and_a_program_that_draws_without_end_slo
     let bomb =
         r"x=$(printf 'a\033[65535b\r\n\033[2;999r\033[65535S\033[65535L%.0s' {1..500}); while :; do printf %s $x; done";
     let draws = json!({ "command": bomb, "timeout_ms": 1000 });
-    assert_eq!(server.post(KEY, "/v1/sessions/s/run", &draws).1["outcome"], "timed_out");
+    let (status, told) = server.post(KEY, "/v1/sessions/s/run", &draws);
+    assert_eq!(told["outcome"], "timed_out", "{status} {told}");
     for _ in 0..20 {
         let asked = Instant::now();
         server.get("/v1/info");
