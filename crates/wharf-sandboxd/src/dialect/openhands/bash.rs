@@ -324,6 +324,7 @@ impl BashShell {
                 metadata.suffix = completed(metadata.exit_code, Some(command).filter(|_| is_key));
                 if let Waited::ShellEnded(_) = &outcome {
                     self.told_of_end = true;
+                    self.is_new = true;
                     metadata.suffix.push_str(&format!(
                         "\n[The shell has ended. The next command runs in a new one, in {}: variables, functions and \
                          background jobs are gone.]",
