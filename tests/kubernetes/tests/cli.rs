@@ -461,8 +461,8 @@ async fn twenty_creates_of_one_name_make_one_sandbox() {
 async fn a_shell_and_an_exec_have_a_terminal() {
     with_wharf("terminal", async |wharf| {
         wharf.check(&["create", "box"], 0, "box\n");
-        wharf.refuses(&["shell", "box"], 125, &["a shell needs a terminal"]);
-        wharf.refuses(&["exec", "-t", "box", "--", "true"], 125, &["-t needs a terminal"]);
+        wharf.refuses(&["shell", "box"], 2, &["a shell needs a terminal"]);
+        wharf.refuses(&["exec", "-t", "box", "--", "true"], 2, &["-t needs a terminal"]);
         let (code, seen) = wharf.on_terminal(
             &["exec", "-it", "box", "--", "sh", "-c", "tty && printf ready && read x && echo got:$x && exit 5"],
             &[("ready", "line\n")],
