@@ -108,7 +108,9 @@ impl Server {
     fn post(&self, key: &str, path: &str, body: &Value) -> (u16, Value) {
         let request = self.agent.post(self.url(path)).header("Authorization", format!("Bearer {key}"));
         let mut answer = request.send_json(body).unwrap();
-        (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or(Value::Null))
+        // The output of a command alone may be larger than the ten megabytes that are read if nothing is said.
+        let body = answer.body_mut().with_config().limit(64 << 20).read_json();
+        (answer.status().as_u16(), body.unwrap_or(Value::Null))
     }
 
     fn get(&self, path: &str) -> Value {
