@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+pub mod cli;
 pub mod cluster;
 pub mod fault_proxy;
 pub mod sandbox;

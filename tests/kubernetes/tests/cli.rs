@@ -20,8 +20,9 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use wharf_kubernetes_tests::cluster::{
-    Namespace, RESTRICTED, list_objects, settle, with_labelled_namespace, with_namespace,
+use wharf_kubernetes_tests::{
+    cli::wharf,
+    cluster::{Namespace, RESTRICTED, list_objects, settle, with_labelled_namespace, with_namespace},
 };
 
 const IMAGE: &str = "localhost/wharf/debian:test";
@@ -99,14 +100,8 @@ impl Wharf {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(wharf_e2e::program("wharf"));
-        command
-            .env("WHARF_RUNTIME", "kubernetes")
-            .env("WHARF_CONFIG", self.files.path().join("config.toml"))
-            .env("WHARF_NAMESPACE", &self.namespace.name)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .args(arguments)
-            .stdin(Stdio::null());
+        let mut command = wharf(self.files.path(), &self.kubeconfig, arguments);
+        command.env("WHARF_NAMESPACE", &self.namespace.name);
         command
     }
 

@@ -7,13 +7,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    panic::AssertUnwindSafe,
-    process::{Output, Stdio},
-    sync::Mutex,
-};
+use std::{collections::VecDeque, fmt, panic::AssertUnwindSafe, process::Output, sync::Mutex};
 
 use futures_util::{FutureExt as _, future::join_all};
 use k8s_openapi::api::core::v1::Secret;
@@ -22,6 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
 use wharf_kubernetes_tests::{
+    cli::watched_wharf,
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Target, Times},
     sandbox::{IMAGE, RUNNING, SUSPENDED, config},
@@ -114,19 +109,7 @@ impl<'a> Stage<'a> {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(wharf_e2e::program("wharf"));
-        command
-            .env("KUBECONFIG", self.files.path().join("kubeconfig"))
-            .env("WHARF_CONFIG", self.files.path().join("config.toml"))
-            .env("WHARF_STATE_DIR", self.files.path())
-            .env("WHARF_RUNTIME", "kubernetes")
-            .env("WHARF_NAMESPACE", &self.namespace.name)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        command
+        watched_wharf(self.files.path(), &self.files.path().join("kubeconfig"), arguments)
     }
 
     async fn run(&self, arguments: &[&str]) -> Result<(), String> {

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{env, fs, panic::AssertUnwindSafe, path::Path, process::Stdio, time::Duration};
+use std::{env, fs, panic::AssertUnwindSafe, path::Path, time::Duration};
 
 use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::Node;
@@ -22,6 +22,7 @@ use tokio::{
     time::timeout,
 };
 use wharf_kubernetes_tests::{
+    cli::watched_wharf,
     cluster::{Namespace, settle, with_namespace},
     fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
     sandbox::{IMAGE, INSTALLED, RUNNING, SUSPENDED, config, id, install, runtime, settings, spec},
@@ -234,22 +235,10 @@ async fn a_command_goes_on_while_the_api_server_is_away_and_no_line_is_lost_or_s
     let _turn = TURN.lock().await;
     with_namespace("command", async |namespace| {
         let files = tempfile::tempdir().unwrap();
-        let configuration = files.path().join("config.toml");
         let image = format!("[sandbox]\nruntime_container_image = \"{IMAGE}\"\n");
-        fs::write(&configuration, config(&namespace.name, "route = \"port-forward\"") + &image).unwrap();
-        let wharf = |arguments: &[&str]| {
-            let mut command = Command::new(wharf_e2e::program("wharf"));
-            command
-                .env("WHARF_RUNTIME", "kubernetes")
-                .env("WHARF_CONFIG", &configuration)
-                .env("KUBECONFIG", &namespace.cluster.kubeconfig)
-                .args(arguments)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .kill_on_drop(true);
-            command
-        };
+        fs::write(files.path().join("config.toml"), config(&namespace.name, "route = \"port-forward\"") + &image)
+            .unwrap();
+        let wharf = |arguments: &[&str]| watched_wharf(files.path(), &namespace.cluster.kubeconfig, arguments);
         let made = wharf(&["create", "box"]).output().await.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         // It ends by itself long after the outage only: that it was away in the midst is sure.
