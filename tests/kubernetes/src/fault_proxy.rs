@@ -248,6 +248,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 struct Tunnel {
     client: OnUpgrade,
     server: OnUpgrade,
+    /// Before what the server says.
+    held: Option<Gate>,
 }
 
 async fn serve_connection(socket: TcpStream, shared: Arc<Shared>) {
@@ -258,10 +260,23 @@ async fn serve_connection(socket: TcpStream, shared: Arc<Shared>) {
     let service = service_fn(|request| shared.clone().answer(request, upgrades.clone()));
     // Fails when a fault cuts it and when the client goes away: in both cases it is over.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).with_upgrades().await;
-    if let Ok(Tunnel { client, server }) = upgraded.try_recv()
+    if let Ok(Tunnel { client, server, held }) = upgraded.try_recv()
         && let (Ok(client), Ok(server)) = tokio::join!(client, server)
     {
-        let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;
+        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        let Some(gate) = held else {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            return;
+        };
+        let ((mut asks, mut hears), (mut says, mut takes)) = (tokio::io::split(client), tokio::io::split(server));
+        let come = async {
+            gate.pass().await;
+            tokio::io::copy(&mut says, &mut hears).await
+        };
+        let _ = tokio::select! {
+            gone = tokio::io::copy(&mut asks, &mut takes) => gone,
+            ended = come => ended,
+        };
     }
 }
 
@@ -316,6 +331,15 @@ impl Shared {
                 gate.pass().await;
                 answer
             }
+            Action::HoldWhatComes(gate) => {
+                let (upgrade, mut upgraded) = mpsc::channel(1);
+                let answer = self.forward(request, upgrade).await?;
+                if let Ok(tunnel) = upgraded.try_recv() {
+                    let held = Tunnel { held: Some(gate), ..tunnel };
+                    upgrades.try_send(held).map_err(|_| "a connection is upgraded once")?;
+                }
+                Ok(answer)
+            }
             Action::CutStreamAfterEvents(events) => {
                 keep_lines_countable(&mut request);
                 let answer = self.forward(request, upgrades).await?;
@@ -347,7 +371,7 @@ impl Shared {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = client.ok_or("the server upgraded a connection that nobody asked it to")?;
             let server = hyper::upgrade::on(&mut answer);
-            upgrades.try_send(Tunnel { client, server }).map_err(|_| "a connection is upgraded once")?;
+            upgrades.try_send(Tunnel { client, server, held: None }).map_err(|_| "a connection is upgraded once")?;
         } else {
             answer.headers_mut().remove(header::CONNECTION);
             answer.headers_mut().remove(header::TRANSFER_ENCODING);

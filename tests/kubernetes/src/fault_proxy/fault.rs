@@ -50,6 +50,8 @@ pub enum Action {
     PauseBefore(Gate),
     /// The request is carried out, and answered once the gate is open. With a gate that stays shut: silence.
     PauseAfter(Gate),
+    /// An upgraded connection carries what the client says, and what the server says once the gate is open.
+    HoldWhatComes(Gate),
     /// A stream of JSON lines is cut after so many of them; after 0, once it has begun.
     CutStreamAfterEvents(usize),
     /// The same, but the stream ends as if the server had ended it, as servers do now and then.
