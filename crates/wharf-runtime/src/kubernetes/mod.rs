@@ -21,6 +21,7 @@ mod part;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod port_forward;
 mod reason;
 mod route;
 pub mod settings;

@@ -10,6 +10,7 @@ use super::{
     cluster::{ApiError, Cluster},
     manifest::SERVER_PORT,
     names::Names,
+    port_forward,
     settings::RouteChoice,
 };
 
@@ -55,7 +56,9 @@ struct PortForward {
 impl Dial for PortForward {
     fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<RouteStream>> + Send + '_>> {
         Box::pin(async {
-            let opened = self.pods.portforward(&self.pod, &[SERVER_PORT]).await;
+            let request = kube::core::Request::new(self.pods.resource_url()).portforward(&self.pod, &[SERVER_PORT]);
+            let request = request.map_err(io::Error::other)?;
+            let opened = port_forward::open(&self.pods.clone().into_client(), request).await;
             // In the API server's own words, which kube's error says twice, once as a structure.
             let refused = |error: kube::Error| {
                 let message = ApiError::of("open a port-forward", &self.server, &error).message;
@@ -63,10 +66,7 @@ impl Dial for PortForward {
                 let kind = if is_not_found(&error) { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
                 io::Error::new(kind, message)
             };
-            let mut forwarder = opened.map_err(refused)?;
-            let stream = forwarder.take_stream(SERVER_PORT);
-            let stream = stream.ok_or_else(|| io::Error::other("the API server gave no stream"))?;
-            Ok(Box::new(stream) as RouteStream)
+            opened.map_err(refused)
         })
     }
 }
