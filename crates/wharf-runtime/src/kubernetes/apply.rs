@@ -13,6 +13,7 @@ use super::{
     cluster::{ApiError, ApiErrorKind, Cluster},
     manifest::{FIELD_MANAGER, Owner},
     part::Part,
+    plan::FOREGROUND,
 };
 
 /// How long the processes of a pod have to end whose files go too; others have what the pod itself says.
@@ -105,6 +106,23 @@ impl Apply<'_> {
             Err(error) if error.kind == ApiErrorKind::Replaced && for_good => Ok(None),
             // Another object has its name by now: see what that is.
             Err(error) if error.kind == ApiErrorKind::Replaced => self.get(part, name).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes off a deleted anchor what holds it until the garbage collector comes. Gives it as it is if something else does.
+    pub(super) async fn release(&self, name: &str, uid: &str, seen: &Value) -> Result<Option<Value>, ApiError> {
+        let api = self.cluster.api(Part::Anchor);
+        let all = seen["metadata"]["finalizers"].as_array().into_iter().flatten();
+        let others: Vec<_> = all.filter(|finalizer| *finalizer != FOREGROUND).collect();
+        let patch = Patch::Merge(json!({ "metadata": { "uid": uid, "finalizers": others } }));
+        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let released =
+            self.call(&doing("release", Part::Anchor, name), || api.patch(name, &parameters, &patch)).await.map(plain);
+        match released {
+            Ok(object) if others.is_empty() || has_gone(&object["metadata"]) => Ok(None),
+            Ok(object) => Ok(Some(object)),
+            Err(error) if matches!(error.kind, ApiErrorKind::NotFound | ApiErrorKind::Replaced) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -41,6 +41,8 @@ struct State {
     date: String,
     /// Deletions of pods that are answered at once and take effect when they are released, as those of kubelets.
     held: Option<Vec<Key>>,
+    /// Nobody removes what a deleted object owns: one that is deleted in the foreground stays until its finalizer is taken off.
+    is_uncollected: bool,
     /// Put into the status of every new pod.
     pod_status: Option<Value>,
 }
@@ -92,6 +94,11 @@ impl MockServer {
     /// Fails the next call that begins with `call`.
     pub(super) fn fail(&self, call: &str, code: u16, reason: &'static str, message: &str) {
         self.state().failures.push_back((call.to_owned(), (code, reason, message.to_owned())));
+    }
+
+    /// There is no garbage collector any more.
+    pub(super) fn stop_collecting(&self) {
+        self.state().is_uncollected = true;
     }
 
     /// Pods that are deleted end only once they are released.
@@ -162,7 +169,9 @@ impl MockServer {
         let object = self.store(key, object, "DELETED");
         let owned: Vec<Key> = {
             let state = self.state();
-            let is_owned = |other: &Value| other["metadata"]["ownerReferences"][0]["uid"] == object["metadata"]["uid"];
+            let is_owned = |other: &Value| {
+                !state.is_uncollected && other["metadata"]["ownerReferences"][0]["uid"] == object["metadata"]["uid"]
+            };
             state.objects.iter().filter(|(_, other)| is_owned(other)).map(|(key, _)| key.clone()).collect()
         };
         for key in owned {
@@ -235,6 +244,10 @@ impl MockServer {
                 }
                 Some(mut object) => {
                     merge(&mut object, &sent);
+                    let metadata = &object["metadata"];
+                    if !metadata["deletionTimestamp"].is_null() && metadata["finalizers"] == json!([]) {
+                        return self.json(200, &self.delete(&(plural, name)).unwrap());
+                    }
                     self.json(200, &self.store(&(plural, name), object, "MODIFIED"))
                 }
             },
@@ -254,6 +267,11 @@ impl MockServer {
                         let object = self.store(&key, object, "MODIFIED");
                         self.state().held.as_mut().unwrap().push(key);
                         self.json(200, &object)
+                    }
+                    Some(mut object) if self.state().is_uncollected && sent["propagationPolicy"] == "Foreground" => {
+                        object["metadata"]["deletionTimestamp"] = json!("2026-11-27T12:00:00Z");
+                        object["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
+                        self.json(200, &self.store(&(plural, name), object, "MODIFIED"))
                     }
                     Some(_) => self.json(200, &self.delete(&(plural, name)).unwrap()),
                     None => not_found(),

@@ -47,6 +47,8 @@ const EVENTS_AFTER: Duration = Duration::from_millis(800);
 const LONGEST_REWATCH_PAUSE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The garbage collector of a cluster comes within a second; after an outage of the API server it may take minutes.
+const COLLECTOR_PATIENCE: Duration = Duration::from_secs(2);
 /// How long sandboxd may take with one answer while it is being waited for.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_LINES: i64 = 5;
@@ -94,6 +96,10 @@ pub(super) struct Operation<'a> {
     events_at: Instant,
     events: Vec<Event>,
     event_changes: Option<BoxStream<'static, kube::Result<WatchEvent<Event>>>>,
+    /// When the garbage collector is not waited for any longer; known once nothing else is waited for.
+    collected_by: Option<Instant>,
+    /// Whether that is over.
+    by_ourselves: bool,
     last: Waiting,
 }
 
@@ -124,6 +130,8 @@ impl<'a> Operation<'a> {
             events_at: started + EVENTS_AFTER,
             events: Vec::new(),
             event_changes: None,
+            collected_by: None,
+            by_ourselves: false,
             last: Waiting::at(Stage::Making),
         }
     }
@@ -189,7 +197,7 @@ impl<'a> Operation<'a> {
             },
             Aim::There => Goal::There,
             Aim::Suspended => Goal::Suspended,
-            Aim::Gone => Goal::Gone,
+            Aim::Gone => Goal::Gone { by_ourselves: self.by_ourselves },
         };
         let desired = Desired {
             id: self.id.as_str(),
@@ -220,6 +228,11 @@ impl<'a> Operation<'a> {
                 Next::Reached => return Ok(None),
                 Next::Reachable { address } => return Ok(Some(address)),
                 Next::Await { parts, waiting } => {
+                    // Some were gone as soon as they were deleted.
+                    let mut left = parts.iter().filter(|part| self.observed.get(**part).is_some());
+                    if matches!(aim, Aim::Gone) && left.all(|part| *part == Part::Anchor) {
+                        self.collected_by.get_or_insert_with(|| Instant::now() + COLLECTOR_PATIENCE);
+                    }
                     self.tell(self.with_events(waiting));
                     self.change(&parts).await?;
                     self.look_again(aim).await?;
@@ -254,7 +267,7 @@ impl<'a> Operation<'a> {
         let report = trouble(self.report);
         let apply = Apply { cluster: self.cluster, deadline: self.deadline, report: &report };
         let (names, settings) = (&self.names, self.settings);
-        let (apply, owner, looked_at) = (&apply, &owner, &self.looked_at);
+        let (apply, owner, looked_at, observed) = (&apply, &owner, &self.looked_at, &self.observed);
         // Gives what is there if it is another one by now, or gone.
         let change_anchor =
             async |change: AnchorChange| match apply.change_anchor(&names.anchor, &owner.anchor_uid, &change).await {
@@ -298,6 +311,10 @@ impl<'a> Operation<'a> {
                     Ok((*part, Some(apply.apply(*part, part.name(names), manifest, owner).await?)))
                 }
                 Step::Adopt(part) => Ok((*part, Some(apply.adopt(*part, part.name(names), owner).await?))),
+                Step::Release { uid } => {
+                    let seen = observed.get(Part::Anchor).map_or(&Value::Null, |seen| &seen.object);
+                    Ok((Part::Anchor, apply.release(&names.anchor, uid, seen).await?))
+                }
                 Step::Delete { part, uid } => {
                     let for_good = matches!(aim, Aim::Gone);
                     Ok((*part, apply.delete(*part, part.name(names), uid, for_good).await?))
@@ -349,6 +366,7 @@ impl<'a> Operation<'a> {
         }
         let early = about_pod && self.event_changes.is_none();
         let event_time = if early { self.events_at } else { self.deadline + QUIET };
+        let collected_by = self.collected_by.filter(|_| !self.by_ourselves).unwrap_or(self.deadline + QUIET);
         if !self.watches.keys().any(|part| parts.contains(part)) {
             // What was waited for is gone already.
             return self.observe(parts.to_vec()).await;
@@ -370,12 +388,17 @@ impl<'a> Operation<'a> {
                 (change, ..) = select_all(next) => Changed::Part(change.0, change.1.map(Box::new)),
                 event = event => Changed::Event(event.map(Box::new)),
                 () = tokio::time::sleep_until(event_time) => Changed::EventTime,
+                () = tokio::time::sleep_until(collected_by) => Changed::NotCollected,
                 () = tokio::time::sleep(QUIET) => Changed::Quiet,
             }
         };
         match changed {
             Changed::TimeIsOver => return Err(self.timed_out().await),
             Changed::EventTime => {}
+            Changed::NotCollected => {
+                self.by_ourselves = true;
+                self.observe(self.all_parts()).await?;
+            }
             Changed::Quiet => self.observe(parts.to_vec()).await?,
             Changed::Event(event) => match event.map(|event| *event) {
                 Some(Ok(WatchEvent::Added(event) | WatchEvent::Modified(event))) => {
@@ -624,6 +647,7 @@ enum Changed {
     Part(Part, Option<Box<kube::Result<WatchEvent<DynamicObject>>>>),
     Event(Option<Box<kube::Result<WatchEvent<Event>>>>),
     EventTime,
+    NotCollected,
     Quiet,
 }
 

@@ -23,6 +23,10 @@ use super::{
     settings::Profile,
 };
 
+/// The finalizer of what was deleted in the foreground: the garbage collector takes it off once nothing is left that the
+/// object owns.
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+
 /// Which sandbox is meant, and what it is to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Desired<'a> {
@@ -49,7 +53,10 @@ pub enum Goal<'a> {
     /// The workspace alone.
     Suspended,
     /// Nothing.
-    Gone,
+    Gone {
+        /// Whether what the anchor owns is removed without the cluster's garbage collector, which may be away.
+        by_ourselves: bool,
+    },
 }
 
 /// What a sandbox is made of, as its caller has it. It counts once there is no live pod.
@@ -74,6 +81,10 @@ pub enum Step {
     Adopt(Part),
     Delete {
         part: Part,
+        uid: String,
+    },
+    /// Nothing of the sandbox is left for which the deleted anchor has to stay.
+    Release {
         uid: String,
     },
 }
@@ -136,7 +147,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
                 }
                 Ok(anchor) => Some((seen, anchor)),
                 // A broken anchor can still be removed.
-                Err(_) if matches!(desired.goal, Goal::Gone) => None,
+                Err(_) if matches!(desired.goal, Goal::Gone { .. }) => None,
                 Err(error) => return Plan::only(Next::Refused(error.into())),
             },
         },
@@ -145,7 +156,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
         Goal::Running { new, create, made } => running(desired, observed, anchor, new, create, made),
         Goal::There => Plan::only(there(desired, observed, anchor)),
         Goal::Suspended => suspended(desired, observed, anchor),
-        Goal::Gone => gone(desired, observed),
+        Goal::Gone { by_ourselves } => gone(desired, observed, by_ourselves),
     }
 }
 
@@ -200,7 +211,7 @@ fn running(
         steps.push(Step::Want(Wanted::Running));
     }
     let mut in_the_way = Vec::new();
-    for (&part, object) in objects {
+    for (&part, object) in objects.iter() {
         let Some(seen) = observed.get(part) else {
             // What leads to a pod can wait until there is one: that is what takes long.
             if pod.is_some() || !leads_to_pod(part) {
@@ -321,20 +332,47 @@ fn suspended(desired: &Desired<'_>, observed: &Observed, anchor: Option<(&Seen, 
         None => return Plan::only(Next::Refused(Refusal::NotFound)),
     }
     let goes = |part: Part| !part.survives_suspension();
-    without(desired, observed, goes, steps)
+    without(desired, observed, goes, false, steps)
 }
 
-fn gone(desired: &Desired<'_>, observed: &Observed) -> Plan {
-    without(desired, observed, |_| true, Vec::new())
+fn gone(desired: &Desired<'_>, observed: &Observed, by_ourselves: bool) -> Plan {
+    let plan = without(desired, observed, |_| true, by_ourselves, Vec::new());
+    if by_ourselves && !plan.steps.is_empty() {
+        // Most of what is deleted is gone at once: nothing would be told of it.
+        return Plan { next: Next::Again, ..plan };
+    }
+    match (&plan.next, observed.get(Part::Anchor)) {
+        (Next::Await { parts, .. }, Some(anchor))
+            if by_ourselves && parts == &[Part::Anchor] && is_held_by_what_it_owns(anchor) =>
+        {
+            Plan { steps: vec![Step::Release { uid: anchor.uid.clone() }], next: Next::Again }
+        }
+        _ => plan,
+    }
+}
+
+/// Whether a deleted object is there only until all is gone that it owns.
+fn is_held_by_what_it_owns(seen: &Seen) -> bool {
+    let finalizers = seen.object["metadata"]["finalizers"].as_array();
+    seen.terminating && finalizers.is_some_and(|all| all.iter().any(|one| one == FOREGROUND))
 }
 
 /// Deletes the parts that are to go and waits for their end.
-fn without(desired: &Desired<'_>, observed: &Observed, goes: impl Fn(Part) -> bool, mut steps: Vec<Step>) -> Plan {
+fn without(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    goes: impl Fn(Part) -> bool,
+    by_ourselves: bool,
+    mut steps: Vec<Step>,
+) -> Plan {
     let mut left = Vec::new();
     let mut foreign = None;
     let anchor_uid = observed.get(Part::Anchor).filter(|_| goes(Part::Anchor)).map(|seen| seen.uid.as_str());
     for (part, seen) in observed.parts().filter(|(part, _)| goes(*part)) {
         match whose(&seen.object["metadata"], desired.installation, desired.names.label(), anchor_uid) {
+            // The garbage collector would pass them over too.
+            Ownership::Foreign(_) | Ownership::Unowned if by_ourselves && part != Part::Anchor && part != Part::Pod => {
+            }
             Ownership::Foreign(owner) => {
                 foreign.get_or_insert(refused(desired, part, owner));
             }
@@ -342,7 +380,7 @@ fn without(desired: &Desired<'_>, observed: &Observed, goes: impl Fn(Part) -> bo
                 foreign.get_or_insert(refused(desired, part, "nobody that Wharf knows".to_owned()));
             }
             // The anchor takes these along, and is there until they are gone.
-            Ownership::Ours if !matches!(part, Part::Anchor | Part::Pod) => {}
+            Ownership::Ours if !by_ourselves && !matches!(part, Part::Anchor | Part::Pod) => {}
             // Each is deleted by itself: one that cannot be deleted keeps none of the others.
             Ownership::Unowned | Ownership::Ours | Ownership::Stale => {
                 left.push(part);

@@ -244,7 +244,7 @@ fn what_belongs_to_somebody_else_is_left_alone() {
     World::new(Profile::Wharf).with(Part::Pod, foreign).check_running("", refusal);
     World::new(Profile::Wharf).anchored().with(Part::Pod, foreign).check_running("", refusal);
     World::new(Profile::Wharf).with_anchor(foreign).check(
-        Goal::Gone,
+        Goal::Gone { by_ourselves: false },
         "",
         "refused: Secret `wharf-box` belongs to installation `there`",
     );
@@ -315,20 +315,20 @@ fn a_suspended_sandbox_keeps_its_workspace_and_says_so_first() {
 #[test]
 fn the_anchor_takes_all_along_and_what_it_does_not_own_is_deleted_by_itself() {
     World::new(Profile::Wharf).anchored().whole().with(Part::Pod, running).check(
-        Goal::Gone,
+        Goal::Gone { by_ourselves: false },
         "Delete { part: Anchor, uid: \"anchor-1\" }, Delete { part: Pod, uid: \"pod-1\" }",
         "await [Anchor, Pod]: clearing: its processes end",
     );
     World::new(Profile::Wharf).with(Part::Service, |_| {}).check(
-        Goal::Gone,
+        Goal::Gone { by_ourselves: false },
         "Delete { part: Service, uid: \"service-1\" }",
         "await [Service]: clearing: the cluster removes what belongs to it",
     );
-    World::new(Profile::Wharf).check(Goal::Gone, "", "reached");
+    World::new(Profile::Wharf).check(Goal::Gone { by_ourselves: false }, "", "reached");
     // One that a hand has broken goes too.
     let broken = World::new(Profile::Wharf).with_anchor(|anchor| anchor["data"] = json!({}));
     broken.check(
-        Goal::Gone,
+        Goal::Gone { by_ourselves: false },
         "Delete { part: Anchor, uid: \"anchor-1\" }",
         "await [Anchor]: clearing: the cluster removes what belongs to it",
     );
@@ -342,7 +342,7 @@ fn every_manifest_is_one_that_the_api_types_take_whole() {
         assert_eq!(serde_json::to_value(typed).unwrap(), *object);
     }
     for profile in [Profile::Wharf, Profile::OpenHands] {
-        for (part, object) in &World::new(profile).objects {
+        for (part, object) in World::new(profile).objects.iter() {
             match part {
                 Part::Pod => check::<k8s_openapi::api::core::v1::Pod>(object),
                 Part::Workspace => check::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(object),
