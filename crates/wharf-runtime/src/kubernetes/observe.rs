@@ -1,20 +1,31 @@
 //! What there is of a sandbox in the cluster. Pure: objects in, facts out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use super::part::Part;
 
-/// One object as it was last seen.
-#[derive(Debug, Clone, PartialEq)]
+/// One object as it was last seen. An anchor's has keys in it: `Debug` tells which object it is, and nothing of its content.
+#[derive(Clone, PartialEq)]
 pub struct Seen {
     pub uid: String,
     pub resource_version: String,
     /// Deleted, and not yet gone.
     pub terminating: bool,
     pub object: Value,
+}
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen")
+            .field("name", &self.object["metadata"]["name"].as_str())
+            .field("uid", &self.uid)
+            .field("resource_version", &self.resource_version)
+            .field("terminating", &self.terminating)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Seen {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wharf_protocol::{SandboxId, SandboxSpec};
 
 use super::{
-    ApiErrorKind, KubernetesError, KubernetesRuntime, Lifetime, Part, Waiting,
+    ApiErrorKind, KubernetesError, KubernetesRuntime, Lifetime, Observed, Part, Waiting,
     anchor::{Anchor, AnchorChange, Wanted},
     apply::Apply,
     contract::{Connect, SessionError, SessionStatus},
@@ -266,6 +266,30 @@ async fn an_anchor_says_what_it_was_made_with_and_what_is_changed_of_it() {
     let mut keyless = object;
     keyless["data"].as_object_mut().unwrap().remove("key");
     assert!(Anchor::read(&keyless).unwrap_err().to_string().ends_with("`key` is missing"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_key_and_no_value_of_a_variable_is_in_what_is_logged_of_a_sandbox() {
+    let variables = "sandbox.runtime_startup_env_vars = { TOKEN = 's3cr3t' }";
+    for (profile, name, pod) in
+        [("wharf", NAME, NAME), ("openhands", "openhands-runtime-box-wharf", "openhands-runtime-box")]
+    {
+        let server = MockServer::start();
+        let runtime = server.runtime(&format!("{CONFIG}\nwharf.profile = '{profile}'\n{variables}"));
+        leave_half_made(&runtime).await;
+        let found = runtime.find(&id()).await.unwrap().unwrap();
+        let (anchor, pod) = (server.object(Part::Anchor, name).unwrap(), server.object(Part::Pod, pod).unwrap());
+        let is_in_it = anchor.to_string().contains(&anchor["data"]["key"].to_string());
+        assert!(is_in_it && (profile == "wharf" || pod.to_string().contains("s3cr3t")), "what this is about");
+        let mut observed = Observed::default();
+        observed.note(Part::Anchor, Some(anchor.clone()));
+        observed.note(Part::Pod, Some(pod));
+        let change = AnchorChange { objects: Some(found.anchor.objects.clone()), ..AnchorChange::default() };
+        let logged = format!("{found:?} {observed:?} {change:?} {runtime:?}");
+        for secret in [found.anchor.key.reveal(), anchor["data"]["key"].as_str().unwrap(), "s3cr3t"] {
+            assert!(!logged.contains(secret), "{profile}: {logged}");
+        }
+    }
 }
 
 async fn connect(runtime: &KubernetesRuntime, options: Connect) -> (Vec<SessionStatus>, SessionError) {

@@ -7,8 +7,13 @@ mod ownership;
 mod policy;
 mod wharf;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Deref, DerefMut},
+};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use wharf_protocol::SandboxId;
 
@@ -45,8 +50,36 @@ pub(super) fn container_name(profile: Profile) -> &'static str {
 /// What makes a sandbox's working directory in a pod of ours.
 pub(super) const PREPARE: &str = "prepare";
 
-/// The objects of one sandbox, but its anchor.
-pub type Objects = BTreeMap<Part, Value>;
+/// The objects of one sandbox, but its anchor. The variables of the original's pod are in them: `Debug` tells the parts alone.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Objects(BTreeMap<Part, Value>);
+
+impl<const N: usize> From<[(Part, Value); N]> for Objects {
+    fn from(objects: [(Part, Value); N]) -> Self {
+        Self(objects.into())
+    }
+}
+
+impl Deref for Objects {
+    type Target = BTreeMap<Part, Value>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Objects {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.keys()).finish()
+    }
+}
 
 /// Where a sandbox's files are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
