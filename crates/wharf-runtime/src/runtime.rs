@@ -8,7 +8,7 @@ use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
 use crate::{
     Collected, Lifetime, Status,
     kubernetes::{Found, KubernetesError, KubernetesRuntime, Report},
-    local::{Bounds, LocalError, LocalRuntime, Record, Wall, read_end},
+    local::{Bounds, LocalError, LocalRuntime, Record, Spare, Wall, read_end},
 };
 
 /// How much of sandboxd's log is given: its end.
@@ -326,8 +326,24 @@ impl Runtime {
     ///
     /// When nobody can tell what there is.
     pub async fn collect_garbage(&self, report: Report<'_>) -> Result<Collected<RuntimeError>, RuntimeError> {
+        self.collect(Spare::Nothing, report).await
+    }
+
+    /// The same, but for what the next sandbox would have to make again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runtime::collect_garbage`].
+    pub async fn collect_garbage_before_another(
+        &self,
+        report: Report<'_>,
+    ) -> Result<Collected<RuntimeError>, RuntimeError> {
+        self.collect(Spare::Recent, report).await
+    }
+
+    async fn collect(&self, spare: Spare, report: Report<'_>) -> Result<Collected<RuntimeError>, RuntimeError> {
         Ok(match self {
-            Self::Local(local) => blocking(local, |local| Ok(local.collect_garbage())).await?.err_into(),
+            Self::Local(local) => blocking(local, move |local| Ok(local.collect_garbage(spare))).await?.err_into(),
             Self::Kubernetes(kubernetes) => kubernetes.collect_garbage(report).await?.err_into(),
         })
     }

@@ -242,7 +242,7 @@ async fn run_once(runtime: &Runtime, arguments: Run, form: OutputForm) -> anyhow
     let spec = spec_of(&arguments.shape)?;
     if matches!(runtime, Runtime::Local(_)) {
         // What an earlier run that was killed left behind goes now; in a cluster others may see to that.
-        runtime.collect_garbage(&|_| {}).await?;
+        runtime.collect_garbage_before_another(&|_| {}).await?;
     }
     let id: SandboxId = made_up_name("run-").into();
     let Some(sandbox) = made(runtime, &id, &spec, Lifetime::OfThisProcess).await? else {

@@ -147,6 +147,7 @@ fn local_hint(error: &LocalError) -> Option<String> {
             Some("it may wait for a disk or a network file system that is gone".to_owned())
         }
         LocalError::Start { .. }
+        | LocalError::Subordinate { .. }
         | LocalError::Ids { .. }
         | LocalError::Busy(_)
         | LocalError::Spec { .. }

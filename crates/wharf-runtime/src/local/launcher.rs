@@ -14,6 +14,7 @@
 //! What wharf writes to is read by init, and by sandboxd while it is blank: when wharf ends, so do they.
 
 use std::{
+    fs::File,
     io::{self, BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -21,7 +22,7 @@ use std::{
 
 use super::{
     LAUNCH_ARGUMENT,
-    plan::{GO_ON, Launched, Plan},
+    plan::{GO_ON, Launched, Order},
 };
 
 #[derive(Debug)]
@@ -34,12 +35,16 @@ pub(super) struct Launcher {
 impl Launcher {
     /// Starts a launcher, which does nothing before it has a plan.
     pub(super) fn start(program: &Path) -> io::Result<Self> {
+        Self::start_with(program, Stdio::null())
+    }
+
+    fn start_with(program: &Path, held: Stdio) -> io::Result<Self> {
         let mut child = Command::new(program)
             .arg(LAUNCH_ARGUMENT)
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(held)
             .current_dir("/")
             .spawn()?;
         match (child.stdin.take(), child.stdout.take()) {
@@ -53,8 +58,8 @@ impl Launcher {
     }
 
     /// Has it build up to the first process of the sandbox.
-    pub(super) fn build(&mut self, plan: &Plan) -> io::Result<Launched> {
-        let mut line = serde_json::to_vec(plan)?;
+    pub(super) fn build(&mut self, order: &Order) -> io::Result<Launched> {
+        let mut line = serde_json::to_vec(order)?;
         line.push(b'\n');
         self.say(&line)
     }
@@ -82,4 +87,13 @@ impl Launcher {
         }
         Ok(self.steps)
     }
+}
+
+/// Has a launcher do something else than to build a sandbox. It holds `held` open until it has ended, also if we end before.
+pub(super) fn run_errand(program: &Path, order: &Order, held: File) -> io::Result<Launched> {
+    // Where nothing is written, and what its door lets through.
+    let mut launcher = Launcher::start_with(program, held.into())?;
+    let answer = launcher.build(order);
+    launcher.finish()?;
+    answer
 }

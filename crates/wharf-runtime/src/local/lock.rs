@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_millis(5);
 pub(super) struct Lock {
     path: PathBuf,
     /// Dropped after the file is gone: whoever waits for it makes the file anew.
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -34,12 +34,17 @@ impl Lock {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 // Whoever held it before has removed the file: then it is not the lock any more.
                 Ok(()) if !is_at(&file, path) => {}
-                Ok(()) => return Ok(Some(Self { path: path.to_owned(), _file: file })),
+                Ok(()) => return Ok(Some(Self { path: path.to_owned(), file })),
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(None),
                 Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(INTERVAL),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The lock for another process: nobody else has it until both have given it back.
+    pub(super) fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 }
 

@@ -14,6 +14,7 @@
 //! <state>/r/<short>/api.sock               sandboxd's socket
 //! ```
 
+mod bases;
 mod cgroup;
 mod confine;
 mod launch;
@@ -27,10 +28,12 @@ mod ranges;
 mod record;
 mod removal;
 mod socket;
+mod subordinate;
 mod sys;
 mod users;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{self, Write},
@@ -41,7 +44,7 @@ use std::{
 };
 
 use wharf_protocol::{
-    BindRequest, Environment, Isolation, Limits, MountSpec, SandboxName, SandboxSpec, Secret, UserSpec,
+    BindRequest, Environment, Isolation, Limits, MountSpec, SandboxName, SandboxSpec, Secret, SystemAccess, UserSpec,
 };
 
 use crate::{Collected, Lifetime, Status, random_hex};
@@ -55,7 +58,7 @@ pub use self::{
 use self::{
     launcher::Launcher,
     lock::Lock,
-    plan::{Launched, Plan},
+    plan::{Launched, Order, Plan},
     process::{Running, Unkillable},
     protection::{
         Mounts, PROTECTED_PATHS, Placeholder, hide, is_state, plan_mounts, remove_placeholders, set_placeholders,
@@ -63,6 +66,7 @@ use self::{
     ranges::{RangeError, Register},
     record::{Found, Phase, Verdict},
     removal::remove_tree,
+    subordinate::Subordinate,
     users::{Caller, plan_user},
 };
 
@@ -101,7 +105,7 @@ pub enum LocalError {
     #[error("sandbox `{0}` is being made, stopped or removed by another program")]
     Busy(SandboxName),
     #[error("`{field}` is not valid: {reason} (it was `{value}`)")]
-    Spec { field: &'static str, value: String, reason: &'static str },
+    Spec { field: &'static str, value: String, reason: Cow<'static, str> },
     #[error("this machine does not allow `{part}`: {reason}")]
     Wall { part: String, reason: String },
     /// Though walls may be missing.
@@ -121,6 +125,9 @@ pub enum LocalError {
     Unkillable { name: SandboxName, pid: i32 },
     #[error("sandbox `{name}` gets no ids of its own")]
     Ids { name: SandboxName, source: Box<dyn std::error::Error + Send + Sync> },
+    /// In the sandbox's directory are files of its maker's subordinate ids.
+    #[error("could not work with what belongs to your subordinate ids: `{part}`: {reason}")]
+    Subordinate { part: String, reason: String },
     #[error("the record of sandbox `{name}` cannot be read: {reason}")]
     Record { name: SandboxName, reason: String },
 }
@@ -142,6 +149,14 @@ fn reason_of(error: &LocalError) -> String {
         source = cause.source();
     }
     reason
+}
+
+/// What is no use to any sandbox now, and yet is no garbage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spare {
+    /// What the next sandbox would have to make again.
+    Recent,
+    Nothing,
 }
 
 /// A sandbox whose walls stand and whose sandboxd is blank.
@@ -198,7 +213,7 @@ impl LocalRuntime {
         let made = self.launch(&lock, record, key).await;
         if made.is_err() {
             // The first error is the one to tell.
-            let _ = self.blocking(move |local| local.clean(&name)).await;
+            let _ = self.blocking(move |local| local.clean(&lock, &name)).await;
         }
         made
     }
@@ -214,7 +229,7 @@ impl LocalRuntime {
         if self.found(name).is_taken() {
             return Err(LocalError::Exists(name.clone()));
         }
-        self.clean(name)?;
+        self.clean(&lock, name)?;
         let directory = self.directory(name);
         make_private(&directory)?;
         let covered = spec.mounts.iter().any(|mount| mount.target == spec.working_dir);
@@ -241,6 +256,8 @@ impl LocalRuntime {
             notes: Vec::new(),
             sources: None,
             first_id: None,
+            subordinate: None,
+            bases: Vec::new(),
             directory,
         };
         self.write(&record)?;
@@ -300,7 +317,7 @@ impl LocalRuntime {
         if record.socket.as_os_str().len() > 107 {
             let path = record.socket.display().to_string();
             let reason = "a socket below it would have a longer path than the kernel takes (107 bytes)";
-            return Err(LocalError::Spec { field: "state directory", value: path, reason });
+            return Err(LocalError::Spec { field: "state directory", value: path, reason: reason.into() });
         }
         if rustix::process::geteuid().is_root() && record.spec.isolation != Isolation::None {
             record.first_id = match Register::of_this_machine().allot(&record.directory, record.first_id) {
@@ -311,12 +328,22 @@ impl LocalRuntime {
                 Err(error) => return Err(ids(&record.name, error)),
             };
         }
-        let user = plan_user(record.spec.user.as_deref(), &Caller::of_this_process(), &users::passwd());
+        let caller = Caller::of_this_process();
+        let passwd = users::passwd();
+        let needs_subordinate = record.subordinate.is_some();
+        let mut subordinate = match record.subordinate {
+            // Its files belong to them.
+            Some(subordinate) => Ok(subordinate),
+            None if caller.uid == 0 => Err("root has no need of them".to_owned()),
+            None => Subordinate::of(&caller, &passwd),
+        };
+        let user = plan_user(record.spec.user.as_deref(), &caller, subordinate.as_ref().err(), &passwd);
         let user = user.map_err(|reason| LocalError::Spec {
             field: "user",
             value: record.spec.user.clone().unwrap_or_default(),
             reason,
         })?;
+        let needs_others = needs_subordinate || (caller.uid != 0 && user.uid != 0 && user.uid != caller.uid);
         let is_confined = record.spec.isolation != Isolation::None;
         let hidden = if is_confined { self.hidden(&record.spec.mounts)? } else { Vec::new() };
         // Before anything is read there: what is put in their place meanwhile is refused by the launcher.
@@ -337,6 +364,19 @@ impl LocalRuntime {
         }
         // What was shown once is known as what it was, also if it is not shown this time.
         record.sources.get_or_insert_default().extend(sources.clone());
+        let mut bases = BTreeMap::new();
+        if let Ok(theirs) = subordinate
+            && is_confined
+        {
+            record.subordinate = Some(theirs);
+            if record.spec.system != Some(SystemAccess::ReadOnly) {
+                match self.bases(&mut record, theirs, user.uid == 0) {
+                    Ok(made) => bases = made,
+                    Err(error) if needs_others => return Err(error),
+                    Err(error) => subordinate = Err(reason_of(&error)),
+                }
+            }
+        }
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
         (record.protected, record.warnings, record.notes) = (mounts.protected, mounts.warnings, mounts.notes);
         let spec = &record.spec;
@@ -359,6 +399,9 @@ impl LocalRuntime {
             bounds: record.bounds,
             cgroup: self.cgroup(&record.name),
             first_id: record.first_id,
+            subordinate,
+            needs_others,
+            bases,
             bind_secret,
         };
         let path = &self.settings.launcher;
@@ -366,7 +409,7 @@ impl LocalRuntime {
         let mut launcher = Launcher::start(path).map_err(failed)?;
         record.launcher = Running::of(launcher.pid());
         self.write(&record)?;
-        let mut answer = launcher.build(&plan).map_err(failed)?;
+        let mut answer = launcher.build(&Order::Build(Box::new(plan))).map_err(failed)?;
         // Where walls may be missing it tries several times.
         while let Launched::Forked { pid } = answer {
             record.init = Running::of(pid);
@@ -374,8 +417,11 @@ impl LocalRuntime {
             answer = launcher.go_on().map_err(failed)?;
         }
         match answer {
-            Launched::Started { report, private_root, counted } => {
+            Launched::Started { report, private_root, counted, has_subordinate } => {
                 record.launcher = None;
+                if !has_subordinate {
+                    (record.subordinate, record.bases) = (None, Vec::new());
+                }
                 record.walls = report;
                 if record.walls.iter().any(|wall| wall.part == PROTECTED_PATHS) {
                     record.protected.clear();
@@ -392,7 +438,7 @@ impl LocalRuntime {
                     Isolation::BestEffort | Isolation::None => LocalError::Start { part, reason },
                 })
             }
-            Launched::Forked { .. } => Err(failed(io::Error::other("it goes on without a word"))),
+            Launched::Forked { .. } | Launched::Done => Err(failed(io::Error::other("it goes on without a word"))),
         }
     }
 
@@ -410,7 +456,7 @@ impl LocalRuntime {
             } else {
                 continue;
             };
-            return Err(LocalError::Spec { field: "mounts.source", value: source.clone(), reason });
+            return Err(LocalError::Spec { field: "mounts.source", value: source.clone(), reason: reason.into() });
         }
         Ok(hidden)
     }
@@ -539,16 +585,18 @@ impl LocalRuntime {
     ///
     /// [`LocalError::Busy`], or what could not be removed.
     pub fn remove(&self, name: &SandboxName) -> Result<bool, LocalError> {
-        let _lock = self.lock(name)?;
+        let lock = self.lock(name)?;
         let there = self.directory(name).exists();
-        self.clean(name)?;
+        self.clean(&lock, name)?;
         Ok(there)
     }
 
     /// Removes what programs that were killed left half made, and brings to its end what they left half done.
-    pub fn collect_garbage(&self) -> Collected<LocalError> {
+    pub fn collect_garbage(&self, spare: Spare) -> Collected<LocalError> {
         self.release_placeholders_of_ended();
         let collected = self.names("sandboxes").into_iter().filter_map(|name| self.tend(name).transpose()).collect();
+        // The next one tries again.
+        let _ = self.collect_bases(spare);
         for name in self.names("locks") {
             // One that nobody holds goes.
             let _ = self.find_lock(&name, Duration::ZERO);
@@ -566,7 +614,7 @@ impl LocalRuntime {
         if self.found(&name).judge() == Verdict::Keep {
             return Ok(None);
         }
-        let Some(_lock) = self.find_lock(&name, Duration::ZERO)? else { return Ok(None) };
+        let Some(lock) = self.find_lock(&name, Duration::ZERO)? else { return Ok(None) };
         // What was seen before may have been the work of somebody who has finished it since.
         let found = self.found(&name);
         match (found.judge(), found) {
@@ -574,7 +622,7 @@ impl LocalRuntime {
             (Verdict::Settle, Found::Record(mut record)) => self.settle(&mut record).map(|()| None),
             (Verdict::Settle | Verdict::Remove, _) => {
                 let there = self.directory(&name).exists();
-                self.clean(&name)?;
+                self.clean(&lock, &name)?;
                 Ok(there.then(|| name.into()))
             }
         }
@@ -588,14 +636,16 @@ impl LocalRuntime {
         self.write(record)
     }
 
-    fn clean(&self, name: &SandboxName) -> Result<(), LocalError> {
+    fn clean(&self, lock: &Lock, name: &SandboxName) -> Result<(), LocalError> {
         let directory = self.directory(name);
+        let mut subordinate = None;
         match self.found(name) {
             Found::Record(mut record) => {
                 record.phase = Phase::Removing;
                 record.worker = Running::ourselves();
                 self.write(&record)?;
                 self.end(&record)?;
+                subordinate = record.subordinate;
             }
             Found::Unreadable(_) | Found::Nothing => {
                 self.end_group(name)?;
@@ -604,11 +654,34 @@ impl LocalRuntime {
         }
         remove_all(&self.socket_directory(name))?;
         // What is left of this if we are killed is known as garbage: it has a record that says so, or none.
-        remove_all(&directory)?;
+        self.remove_all_ids(&directory, subordinate, lock)?;
         if rustix::process::geteuid().is_root() {
             Register::of_this_machine().free(&directory).map_err(|error| ids(name, error.into()))?;
         }
         Ok(())
+    }
+
+    /// Removes a directory in which files may be the caller's subordinate ids'.
+    fn remove_all_ids(&self, path: &Path, known: Option<Subordinate>, lock: &Lock) -> Result<(), LocalError> {
+        match remove_tree(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
+                let found = || Subordinate::of(&Caller::of_this_process(), &users::passwd());
+                let failed = |reason| LocalError::Subordinate { part: path.display().to_string(), reason };
+                let subordinate = known.map_or_else(found, Ok).map_err(failed)?;
+                self.run_errand(&Order::Remove { path: path.to_owned(), subordinate }, lock)
+            }
+            removed => removed.map_err(|source| state("remove", path, source)),
+        }
+    }
+
+    /// Has a process of its own do something in another user namespace. It holds the lock too: it may outlive this one.
+    fn run_errand(&self, order: &Order, lock: &Lock) -> Result<(), LocalError> {
+        let path = &self.settings.launcher;
+        let failed = |source| LocalError::Launcher { path: path.clone(), source };
+        match lock.share().and_then(|file| launcher::run_errand(path, order, file)).map_err(failed)? {
+            Launched::Failed { part, reason } => Err(LocalError::Subordinate { part, reason }),
+            _ => Ok(()),
+        }
     }
 
     /// Ends the processes of a sandbox: politely where it was ready, then surely.
@@ -759,26 +832,34 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         if plain {
             Ok(())
         } else {
-            Err(LocalError::Spec { field, value: path.to_owned(), reason: "an absolute path below / is needed" })
+            Err(LocalError::Spec { field, value: path.to_owned(), reason: "an absolute path below / is needed".into() })
         }
     };
     absolute("working_dir", &spec.working_dir)?;
     if let Some(user) = spec.user.as_ref().filter(|_| spec.isolation == Isolation::None) {
         let reason = "without isolation everything runs as you";
-        return Err(LocalError::Spec { field: "user", value: user.clone(), reason });
+        return Err(LocalError::Spec { field: "user", value: user.clone(), reason: reason.into() });
     }
     for mount in &spec.mounts {
         absolute("mounts.target", &mount.target)?;
         if !Path::new(&mount.source).is_absolute() || !Path::new(&mount.source).exists() {
             let reason = "it must be an absolute path that exists";
-            return Err(LocalError::Spec { field: "mounts.source", value: mount.source.clone(), reason });
+            return Err(LocalError::Spec {
+                field: "mounts.source",
+                value: mount.source.clone(),
+                reason: reason.into(),
+            });
         }
         if ["/", "/proc", "/dev", "/.wharf", "/usr", "/etc"]
             .iter()
             .any(|path| Path::new(&mount.target).starts_with(path) && *path != "/")
         {
             let reason = "nothing is mounted over the system's own directories";
-            return Err(LocalError::Spec { field: "mounts.target", value: mount.target.clone(), reason });
+            return Err(LocalError::Spec {
+                field: "mounts.target",
+                value: mount.target.clone(),
+                reason: reason.into(),
+            });
         }
     }
     for device in &spec.devices {
@@ -789,13 +870,13 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         absolute("devices", device)?;
         if !device.starts_with("/dev/") || !is_device(Path::new(device)) {
             let reason = "it must be a device below /dev; each is named by itself";
-            return Err(LocalError::Spec { field: "devices", value: device.clone(), reason });
+            return Err(LocalError::Spec { field: "devices", value: device.clone(), reason: reason.into() });
         }
     }
     let bounds = bounds_of(spec);
     if let Some(bytes) = spec.shm_bytes.filter(|bytes| *bytes > bounds.memory_bytes / 2) {
         let reason = "it may be half of the memory at most";
-        return Err(LocalError::Spec { field: "shm_bytes", value: bytes.to_string(), reason });
+        return Err(LocalError::Spec { field: "shm_bytes", value: bytes.to_string(), reason: reason.into() });
     }
     for (field, value, least) in [
         ("memory_bytes", spec.memory_bytes, 16 << 20),
@@ -805,7 +886,7 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
     ] {
         if let Some(value) = value.filter(|value| *value < least) {
             let reason = "it is too little for sandboxd itself";
-            return Err(LocalError::Spec { field, value: value.to_string(), reason });
+            return Err(LocalError::Spec { field, value: value.to_string(), reason: reason.into() });
         }
     }
     Ok(())

@@ -5,7 +5,35 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use wharf_protocol::{Isolation, NetworkMode, Secret, SystemAccess};
 
-use super::{object::Object, protection::PlannedMount, users::SandboxUser};
+use super::{object::Object, protection::PlannedMount, subordinate::Subordinate, users::SandboxUser};
+
+/// What the launcher is to do.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub(super) enum Order {
+    Build(Box<Plan>),
+    MakeBase(BasePlan),
+    /// Remove a directory in which files are its maker's subordinate ids'.
+    Remove {
+        path: PathBuf,
+        subordinate: Subordinate,
+    },
+}
+
+/// What is laid between a directory of the host and the layers of an ordinary user's sandboxes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct BasePlan {
+    /// Of the host.
+    pub(super) source: PathBuf,
+    pub(super) target: PathBuf,
+    /// The name of its layer.
+    pub(super) layer: String,
+    /// Whether files are copied too.
+    pub(super) with_files: bool,
+    /// Whether root of its sandboxes is the caller.
+    pub(super) for_root: bool,
+    pub(super) subordinate: Subordinate,
+}
 
 /// The whole of one launch.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +65,12 @@ pub(super) struct Plan {
     pub(super) cgroup: String,
     /// The first of the ids that are the sandbox's alone; only root gives any.
     pub(super) first_id: Option<u32>,
+    /// The ids that an ordinary user may give to others, or why there are none.
+    pub(super) subordinate: Result<Subordinate, String>,
+    /// Whether it can be no other sandbox than one with them.
+    pub(super) needs_others: bool,
+    /// What is between the host's directories and the layers of an ordinary user's sandbox, by the names of the layers.
+    pub(super) bases: BTreeMap<String, PathBuf>,
     pub(super) bind_secret: Secret,
 }
 
@@ -78,7 +112,11 @@ pub(super) enum Launched {
         private_root: bool,
         /// Directories inside whose files count against the bound on disk.
         counted: Vec<PathBuf>,
+        /// Whether it has the users that an ordinary user may give it.
+        has_subordinate: bool,
     },
+    /// What was to be done besides is done.
+    Done,
     Failed {
         part: String,
         reason: String,

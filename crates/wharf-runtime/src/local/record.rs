@@ -28,6 +28,7 @@ use super::{
     plan::{Bounds, Wall},
     process::Running,
     state,
+    subordinate::Subordinate,
 };
 use crate::Status;
 
@@ -80,6 +81,12 @@ pub struct Record {
     pub(super) sources: Option<BTreeMap<String, Object>>,
     /// The first of the ids of this machine that are the sandbox's alone, where it has such.
     pub(super) first_id: Option<u32>,
+    /// The subordinate ids of its maker that its files may belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) subordinate: Option<Subordinate>,
+    /// The bases that its layers lie on, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) bases: Vec<String>,
     #[serde(skip)]
     pub(super) directory: PathBuf,
 }

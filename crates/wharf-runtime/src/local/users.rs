@@ -1,6 +1,7 @@
 //! Whom a sandbox's commands run as. Pure, but for what reads the machine's users.
 
 use std::{
+    borrow::Cow,
     fs,
     path::{Path, PathBuf},
 };
@@ -42,12 +43,17 @@ const FIRST_UID: u32 = 1000;
 const NO_ID: u32 = u32::MAX;
 
 /// Finds the user that was asked for as `NAME` or `UID[:GID]`: one of the machine's, else a new one. Without a word it is
-/// the caller; root's sandboxes have root.
+/// the caller; root's sandboxes have root. `alone` is why an ordinary caller's sandbox has no other users, if so.
 ///
 /// # Errors
 ///
 /// Why it cannot be.
-pub(super) fn plan_user(asked: Option<&str>, caller: &Caller, passwd: &str) -> Result<SandboxUser, &'static str> {
+pub(super) fn plan_user(
+    asked: Option<&str>,
+    caller: &Caller,
+    alone: Option<&String>,
+    passwd: &str,
+) -> Result<SandboxUser, Cow<'static, str>> {
     let user = match asked {
         None => of_id(caller.uid, caller.gid, caller.name.as_deref(), passwd),
         Some(asked) if asked.starts_with(|first: char| first.is_ascii_digit()) => {
@@ -63,7 +69,7 @@ pub(super) fn plan_user(asked: Option<&str>, caller: &Caller, passwd: &str) -> R
             of_id(uid, gid, None, passwd)
         }
         Some(name) if !is_name(name) => {
-            return Err("a user's name has 1 to 32 of a-z, 0-9, `_` and `-`; or give UID[:GID]");
+            return Err("a user's name has 1 to 32 of a-z, 0-9, `_` and `-`; or give UID[:GID]".into());
         }
         Some(name) => match entries(passwd).find(|user| user.name == name) {
             Some(user) => user,
@@ -74,8 +80,14 @@ pub(super) fn plan_user(asked: Option<&str>, caller: &Caller, passwd: &str) -> R
             }
         },
     };
-    if caller.uid != 0 && user.uid != caller.uid && user.uid != 0 {
-        return Err("an ordinary user's sandbox has the caller or, as `root`, root: the kernel maps one id for it");
+    if let Some(why) = alone
+        && caller.uid != 0
+        && user.uid != caller.uid
+        && user.uid != 0
+    {
+        return Err(
+            format!("your sandboxes have you or, as `root`, root: the kernel maps one id for them ({why})").into()
+        );
     }
     Ok(if user.uid == 0 { user } else { with_home(user) })
 }
@@ -120,6 +132,15 @@ fn entries(passwd: &str) -> impl Iterator<Item = SandboxUser> {
         let (home, shell) = (fields.nth(1)?, fields.next()?);
         Some(SandboxUser { name: name.to_owned(), uid, gid, home: home.into(), shell: shell.into() })
     })
+}
+
+/// The users of a `/etc/passwd` that have a home of their own below `/home`, as its name, and their ids.
+pub(super) fn homes_in(passwd: &str) -> Vec<(String, u32, u32)> {
+    let home = |user: SandboxUser| {
+        let name = user.home.strip_prefix("/home").ok()?.to_str()?.to_owned();
+        (!name.is_empty() && !name.contains('/') && name != "..").then_some((name, user.uid, user.gid))
+    };
+    entries(passwd).filter_map(home).collect()
 }
 
 /// The machine's users.
@@ -167,7 +188,8 @@ mod tests {
     #[track_caller]
     fn check(asked: Option<&str>, caller: (u32, u32, Option<&str>), expected: Result<SandboxUser, &str>) {
         let caller = Caller { uid: caller.0, gid: caller.1, name: caller.2.map(str::to_owned) };
-        let planned = plan_user(asked, &caller, PASSWD);
+        let alone = "no range".to_owned();
+        let planned = plan_user(asked, &caller, Some(&alone), PASSWD);
         match (planned, expected) {
             (Ok(planned), Ok(expected)) => assert_eq!(planned, expected),
             (Err(reason), Err(expected)) => assert!(reason.contains(expected), "{reason}"),
@@ -207,7 +229,15 @@ mod tests {
         let ann = (1000, 100, None);
         check(Some("root"), ann, Ok(user("root", 0, 0, "/root", "/bin/bash")));
         check(Some("ann"), ann, Ok(user("ann", 1000, 100, "/home/ann", "/bin/zsh")));
-        check(Some("33"), ann, Err("one id"));
+        check(Some("33"), ann, Err("one id for them (no range)"));
+        let caller = Caller { uid: 1000, gid: 100, name: None };
+        assert_eq!(plan_user(Some("33"), &caller, None, PASSWD).unwrap().name, "www");
+    }
+
+    #[test]
+    fn homes_are_those_below_home_alone() {
+        let more = "a:x:5:6::/home:/bin/sh\nb:x:7:8::/home/..:/bin/sh\nc:x:9:9::/home/x/y:/bin/sh\n";
+        assert_eq!(homes_in(&(PASSWD.to_owned() + more)), [("ann".to_owned(), 1000, 100)]);
     }
 
     #[test]

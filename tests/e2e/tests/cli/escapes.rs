@@ -6,14 +6,21 @@ use super::Wharf;
 
 #[test]
 fn attempts_to_get_out_fail() {
-    try_to_get_out(&Wharf::new());
+    try_to_get_out(&Wharf::new(), &[]);
 }
 
 #[test]
 fn attempts_to_get_out_of_an_ordinary_users_sandbox_fail() {
     let wharf = Wharf::as_ordinary_user();
     wharf.check(&["run", "--", "sh", "-c", "echo kept > file && cat file"], 0, "kept\n");
-    try_to_get_out(&wharf);
+    try_to_get_out(&wharf, &[]);
+}
+
+#[test]
+fn attempts_to_get_out_of_a_sandbox_with_subordinate_ids_fail() {
+    let wharf = Wharf::with_subordinate_ids();
+    try_to_get_out(&wharf, &[]);
+    try_to_get_out(&wharf, &["--user", "root"]);
 }
 
 /// One way out. That it is one is seen where there are no walls: else a missing program would pass for a wall.
@@ -84,8 +91,10 @@ fn checksum(bytes: &[u8]) -> String {
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
 }
 
-fn try_to_get_out(wharf: &Wharf) {
-    wharf.check(&["create", "neighbour"], 0, "neighbour\n");
+fn try_to_get_out(wharf: &Wharf, options: &[&str]) {
+    if wharf.run(&["inspect", "neighbour"]).stdout.is_empty() {
+        wharf.check(&["create", "neighbour"], 0, "neighbour\n");
+    }
     let neighbour = String::from_utf8(wharf.run(&["inspect", "neighbour"]).stdout).unwrap();
     let neighbour: serde_json::Value = serde_json::from_str(&neighbour).unwrap();
     let socket = neighbour["socket"].as_str().unwrap();
@@ -98,7 +107,7 @@ fn try_to_get_out(wharf: &Wharf) {
             None => String::from_utf8_lossy(&told.stdout).ends_with("out\n"),
         };
         let script = format!("if ({script}); then echo out; else echo held; fi");
-        let told = wharf.run(&["run", "--", "sh", "-c", &script]);
+        let told = wharf.run(&[&["run"], options, &["--", "sh", "-c", &script]].concat());
         assert!(told.status.success() && !is_out(&told), "{what}: it is out: {told:?}");
         // As root of the host, whose mounts and name are spared.
         let inner = unwalled.command(&["run", "--isolation", "none", "--", "sh", "-c", &script]);
@@ -147,6 +156,20 @@ fn fork_bomb(wharf: &Wharf) {
     assert!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().next().is_none());
 }
 
+/// Without control groups the kernel counts for each user.
+#[test]
+fn a_fork_bomb_of_many_users_is_bounded() {
+    let wharf = Wharf::with_subordinate_ids();
+    let script = r#"my $n = 0;
+        for my $user (2000 .. 2009) {
+            for (1 .. 20) { my $pid = fork; last unless defined $pid; if (!$pid) { $( = $) = $user; $< = $> = $user; sleep 100; exit } $n++ }
+        }
+        print $n"#;
+    let output = wharf.run(&["run", "--user", "root", "--processes", "60", "--", "perl", "-e", script]);
+    let started: u32 = String::from_utf8_lossy(&output.stdout).parse().unwrap();
+    assert!((20..60).contains(&started), "{started} processes");
+}
+
 #[test]
 fn filling_memory_and_disk_is_bounded() {
     fill(&Wharf::new());
@@ -155,6 +178,7 @@ fn filling_memory_and_disk_is_bounded() {
 #[test]
 fn an_ordinary_user_cannot_fill_memory_and_disk_either() {
     fill(&Wharf::as_ordinary_user());
+    fill(&Wharf::with_subordinate_ids());
 }
 
 fn fill(wharf: &Wharf) {

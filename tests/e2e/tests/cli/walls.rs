@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::Wharf;
+use super::{FIRST_SUBORDINATE, SUBORDINATE, Wharf};
 
 /// A shell on the host with the program as its arguments.
 fn host_shell(wharf: &Wharf, script: &str) -> Command {
@@ -225,7 +225,22 @@ fn in_a_container_it_goes_on_with_the_walls_that_are_left_and_says_what_is_missi
 
 #[test]
 fn the_system_can_be_changed_in_one_sandbox_until_it_is_removed() {
-    let wharf = Wharf::new();
+    // The host's own files too, in place.
+    change_the_system(&Wharf::new(), "mv /usr/bin/seq /usr/bin/seq2; chmod 700 /usr/bin/tac");
+}
+
+#[test]
+fn an_ordinary_user_with_subordinate_ids_can_change_the_system_too() {
+    let wharf = Wharf::with_subordinate_ids();
+    let change = "cp /usr/bin/seq /usr/bin/seq2; rm /usr/bin/seq; cp /usr/bin/tac tac; mv tac /usr/bin/tac; chmod 700 /usr/bin/tac";
+    change_the_system(&wharf, change);
+    // Nothing is left of it that its owner could not remove.
+    wharf.check(&["gc"], 0, "");
+    assert_eq!(std::fs::read_dir(wharf.state.path().join("bases")).unwrap().count(), 0);
+}
+
+fn change_the_system(wharf: &Wharf, the_hosts: &str) {
+    let run = |script: &str| wharf.run(&["exec", "-u", "root", "box", "--", "sh", "-c", script]);
     wharf.check(&["create", "box"], 0, "box\n");
     let change = "set -e; exec 2>&1; cd $(mktemp -d); mkdir -p pack/DEBIAN pack/usr/bin pack/etc\n\
                   printf 'Package: wharf-walls\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: d\\n' > pack/DEBIAN/control\n\
@@ -233,8 +248,8 @@ fn the_system_can_be_changed_in_one_sandbox_until_it_is_removed() {
                   dpkg-deb --root-owner-group --build pack >/dev/null; dpkg -i pack.deb >/dev/null; wharf-walls\n\
                   useradd -m wally; groupadd wallies; passwd -l wally >/dev/null; su wally -c 'touch ~/file'\n\
                   echo '192.0.2.1 walls.test' >> /etc/hosts; getent hosts walls.test\n\
-                  rm /usr/bin/yes; mv /usr/bin/seq /usr/bin/seq2; chmod 700 /usr/bin/tac; mkdir /opt/a /srv/b; echo x > /opt/a/x";
-    let output = wharf.run(&["exec", "box", "--", "sh", "-c", change]);
+                  rm /usr/bin/yes; mkdir /opt/a /srv/b; echo x > /opt/a/x;";
+    let output = run(&format!("{change} {the_hosts}"));
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said, "packed\n192.0.2.1       walls.test\n", "{output:?}");
     wharf.check(&["stop", "box"], 0, "box\n");
@@ -242,7 +257,7 @@ fn the_system_can_be_changed_in_one_sandbox_until_it_is_removed() {
     let kept = "wharf-walls; dpkg-query -W wharf-walls; stat -c %U /home/wally/file; seq2 1; stat -c %a:%U /usr/bin/tac; cat /opt/a/x; \
                 test ! -e /usr/bin/yes && ls -d /srv/b && stat -c %U:%G /etc /usr/bin /etc/shadow";
     let expected = "packed\nwharf-walls\t1\nwally\n1\n700:root\nx\n/srv/b\nroot:root\nroot:root\nroot:shadow\n";
-    wharf.check(&["exec", "box", "--", "sh", "-c", kept], 0, expected);
+    assert_eq!(String::from_utf8_lossy(&run(kept).stdout), expected);
     // Neither the next sandbox nor the host has any of it.
     let elsewhere = "which wharf-walls seq2; getent passwd wally; ls /opt/a /srv/b; which yes seq";
     let said = wharf.run(&["run", "--", "sh", "-c", elsewhere]).stdout;
@@ -252,6 +267,63 @@ fn the_system_can_be_changed_in_one_sandbox_until_it_is_removed() {
     }
     wharf.check(&["rm", "box"], 0, "box\n");
     assert_eq!(std::fs::read_dir(wharf.state.path().join("sandboxes")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_package_that_the_machine_has_is_replaced_by_another_version_of_it() {
+    // Its files are root's of the host.
+    let script = "set -e; exec 2>&1; cd $(mktemp -d); mkdir -p pack/DEBIAN pack/usr/bin\n\
+                  printf 'Package: less\nVersion: 99:1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n' > pack/DEBIAN/control\n\
+                  printf '#!/bin/sh\necho newer\n' > pack/usr/bin/less; chmod 755 pack/usr/bin/less\n\
+                  dpkg-deb --root-owner-group --build pack >/dev/null; dpkg -i pack.deb >log 2>&1 || cat log; less; stat -c %U /usr/bin/less";
+    for wharf in [Wharf::new(), Wharf::with_subordinate_ids()] {
+        wharf.check(&["run", "--user", "root", "--", "sh", "-c", script], 0, "newer\nroot\n");
+    }
+}
+
+#[test]
+fn with_subordinate_ids_an_ordinary_users_sandbox_has_any_user() {
+    use std::os::unix::fs::MetadataExt;
+    let wharf = Wharf::with_subordinate_ids();
+    let mounted = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(mounted.path(), Some(SUBORDINATE), Some(SUBORDINATE)).unwrap();
+    let mount = format!("{}:/workspace", mounted.path().display());
+    let whose = |name: &str| mounted.path().join(name).metadata().unwrap().uid();
+    wharf.check(&["create", "box", "--mount", &mount], 0, "box\n");
+    wharf.check(
+        &["exec", "box", "--", "sh", "-c", "id -u; id -un; touch mine && touch ~/x"],
+        0,
+        &format!("{SUBORDINATE}\nsub\n"),
+    );
+    wharf.check(&["exec", "-u", "root", "box", "--", "sh", "-c", "id -u; touch roots; chmod 777 ."], 0, "0\n");
+    wharf.check(&["exec", "-u", "1234", "box", "--", "sh", "-c", "id -u; touch others"], 0, "1234\n");
+    assert_eq!(
+        (whose("mine"), whose("roots"), whose("others")),
+        (SUBORDINATE, FIRST_SUBORDINATE, FIRST_SUBORDINATE + 1234)
+    );
+    wharf.check(&["rm", "box"], 0, "box\n");
+    // The files of a mount are those of whoever is asked for.
+    for (user, id) in [("root", 0), ("agent", 1000), ("70000:70000", 70_000)] {
+        let script = "id -u; stat -c %u /workspace mine; touch \"made-$(id -u)\"; touch ~/x";
+        let output = wharf.run(&["run", "--user", user, "--mount", &mount, "--", "sh", "-c", script]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        let id = if user == "agent" { said.lines().next().unwrap().parse().unwrap() } else { id };
+        assert_eq!(said, format!("{id}\n{id}\n{id}\n"), "{output:?}");
+        assert_eq!(whose(&format!("made-{id}")), SUBORDINATE);
+    }
+}
+
+#[test]
+fn a_user_of_the_machine_has_a_home_inside_too() {
+    let script = "cd && pwd && touch file && stat -c %u . | grep -qx $(id -u)";
+    let lists = Wharf::with_subordinate_ids();
+    lists.check(&["create", "box", "--user", "agent"], 0, "box\n");
+    lists.check(&["exec", "-u", "sub", "box", "--", "sh", "-c", script], 0, "/home/sub\n");
+    // Not a link that was put there.
+    lists.check(&["exec", "-u", "root", "box", "--", "sh", "-c", "rm -r /home/sub; ln -s /etc /home/sub"], 0, "");
+    lists.check(&["stop", "box"], 0, "box\n");
+    lists.check(&["start", "box"], 0, "box\n");
+    lists.check(&["exec", "box", "--", "stat", "-c", "%u", "/etc"], 0, "0\n");
 }
 
 /// Files that only root of the host, or a group of it, may read; taken away again.

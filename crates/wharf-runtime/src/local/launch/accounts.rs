@@ -10,13 +10,19 @@ use std::{
     path::Path,
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{AtFlags, Gid, Mode, Uid},
+    io::Errno,
+};
 
 use super::{
     below::{Below, bind_at},
-    ids::Owner,
+    ids::{Ids, Owner},
 };
-use crate::local::users::{SandboxUser, group_with, passwd_with};
+use crate::local::{
+    ranges::IDS,
+    users::{SandboxUser, group_with, homes_in, passwd, passwd_with},
+};
 
 /// The longest of the system's files that is read.
 const LONGEST: u64 = 16 << 20;
@@ -34,6 +40,26 @@ pub(super) fn show_user(user: &SandboxUser, root: &Below, owner: Owner, director
     if rustix::process::geteuid().as_raw() != owner.uid {
         let home = File::open(format!("/proc/self/fd/{}", home.as_raw_fd()))?;
         fchown(&home, Some(owner.uid), Some(owner.gid))?;
+    }
+    Ok(())
+}
+
+/// Gives each user whom the machine knows a home like the one that it has there, but empty: what is there stays.
+pub(super) fn make_homes(ids: &Ids, root: &Below) -> io::Result<()> {
+    if !ids.has_others() {
+        return Ok(());
+    }
+    let home = root.directory(Path::new("/home"))?;
+    for (name, uid, gid) in homes_in(&passwd()) {
+        if uid >= IDS || gid >= IDS {
+            continue;
+        }
+        let (uid, gid) = (Uid::from_raw(ids.root + uid), Gid::from_raw(ids.root + gid));
+        match rustix::fs::mkdirat(&home, &name, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) => continue,
+            made => made?,
+        }
+        rustix::fs::chownat(&home, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use super::{
-    ids::Ids,
+    ids::{Ids, Others},
     root::{make_directory, tmpfs},
 };
 use crate::local::plan::Plan;
@@ -53,7 +53,7 @@ fn show_devices(plan: &Plan, root: &Path, ids: &Ids) -> io::Result<()> {
     }
     let nodes = root.join("devices");
     fs::create_dir(&nodes)?;
-    if ids.has_range {
+    if ids.others == Others::OfTheMachine {
         rustix::mount::mount("tmpfs", &nodes, "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755,size=64k")?;
     }
     for (at, device) in plan.devices.iter().enumerate() {
@@ -63,7 +63,7 @@ fn show_devices(plan: &Plan, root: &Path, ids: &Ids) -> io::Result<()> {
             make_directory(parent).map_err(named)?;
         }
         File::create(&target).map_err(named)?;
-        if ids.has_range {
+        if ids.others == Others::OfTheMachine {
             let node = nodes.join(at.to_string());
             make_node(device, &node, ids.root).map_err(named)?;
             rustix::mount::mount_bind(&node, &target).map_err(io::Error::from).map_err(named)?;
@@ -71,7 +71,7 @@ fn show_devices(plan: &Plan, root: &Path, ids: &Ids) -> io::Result<()> {
             rustix::mount::mount_bind(device, &target).map_err(io::Error::from).map_err(named)?;
         }
     }
-    if ids.has_range {
+    if ids.others == Others::OfTheMachine {
         rustix::mount::unmount(&nodes, UnmountFlags::DETACH)?;
     }
     fs::remove_dir(&nodes)

@@ -19,8 +19,9 @@ use wharf_protocol::{Isolation, NetworkMode};
 
 use super::{
     DISK, HOUSE, MEMORY_EVENTS, door,
-    ids::Ids,
+    ids::{Ids, Others},
     root::build_root,
+    system::System,
     walls::{Failure, Own, Part, Walls},
 };
 use crate::local::{
@@ -59,7 +60,7 @@ pub(super) fn become_sandboxd(
     let private_root = confined && own.mounts;
     let mut program = plan.sandboxd.clone();
     let (mut counted, mut is_writable) = (Vec::new(), false);
-    if confined && ids.has_range && !private_root {
+    if confined && ids.has_others() && !private_root {
         ids = Ids::default();
         walls.falls(
             "user namespace",
@@ -70,14 +71,15 @@ pub(super) fn become_sandboxd(
         build_namespaces(plan, walls)?;
     }
     if private_root {
-        let read_only = build_root(plan, &ids, own)?;
+        let system = build_root(plan, &ids, own)?;
         counted.extend(plan.workspace.is_some().then(|| plan.working_dir.clone()));
-        is_writable = read_only.is_none();
-        let note = match read_only {
-            Some(reason) => format!("the system is read-only ({reason})"),
-            None => {
+        let note = match system {
+            System::ReadOnly { reason } => format!("the system is read-only ({reason})"),
+            System::Writable { but } => {
+                is_writable = true;
                 counted.push(Path::new("/").join(HOUSE).join(DISK));
-                "what is changed in the system stays in the sandbox".to_owned()
+                let but = but.map(|but| format!("; {but}")).unwrap_or_default();
+                format!("what is changed in the system stays in the sandbox{but}")
             }
         };
         walls.stands("private root", Some(note));
@@ -147,7 +149,9 @@ pub(super) fn become_sandboxd(
         // Last: the filter refuses what was needed until here.
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
-    let started = Launched::Started { report: walls.report.clone(), private_root, counted: counted.clone() };
+    let has_subordinate = ids.others == Others::Subordinate;
+    let started =
+        Launched::Started { report: walls.report.clone(), private_root, counted: counted.clone(), has_subordinate };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd(), maker.as_fd(), listener.as_fd()]).part("launcher")?;
@@ -182,7 +186,7 @@ fn build_namespaces(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
 fn enter(namespace: &OwnedFd, ids: &Ids) -> io::Result<()> {
     use rustix::process::{Gid, Uid};
     rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?;
-    if ids.has_range {
+    if ids.has_others() {
         // Where there is one group only, the kernel lets nobody change them.
         rustix::thread::set_thread_groups(&[])?;
     }

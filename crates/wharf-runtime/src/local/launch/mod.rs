@@ -12,6 +12,7 @@
 //! there has power over them. As an ordinary user the user namespace comes first.
 
 mod accounts;
+mod base;
 mod below;
 mod dev;
 mod door;
@@ -21,7 +22,7 @@ mod mounts;
 mod proc;
 mod root;
 mod sysfs;
-mod system;
+pub(super) mod system;
 mod walls;
 
 use std::{
@@ -43,13 +44,15 @@ use rustix::{
 use wharf_protocol::Isolation;
 
 use self::{
-    ids::{Ids, enter_user_namespace},
+    base::make_base,
+    ids::{Ids, enter_user_namespace, enter_with_all},
     init::{Files, become_sandboxd},
     walls::{Failure, LeftOut, Own, Part, Walls},
 };
 use super::{
     cgroup,
-    plan::{GO_ON, Launched, Plan},
+    plan::{GO_ON, Launched, Order, Plan},
+    removal::remove_tree,
     sys::{self, Forked},
 };
 
@@ -82,7 +85,14 @@ fn launch() -> Result<Launched, Failure> {
     door::enter()?;
     let mut text = String::new();
     io::stdin().read_line(&mut text).part("launcher")?;
-    let plan: Plan = serde_json::from_str(&text).map_err(io::Error::other).part("launcher")?;
+    let plan = match serde_json::from_str(&text).map_err(io::Error::other).part("launcher")? {
+        Order::Build(plan) => *plan,
+        Order::MakeBase(plan) => return make_base(&plan).map(|()| Launched::Done),
+        Order::Remove { path, subordinate } => {
+            enter_with_all(subordinate).part("user namespace")?;
+            return remove_tree(&path).part("removal").map(|()| Launched::Done);
+        }
+    };
     let listener = listening_socket(&plan.socket).part("socket")?;
     let mut walls = Walls { isolation: plan.isolation, report: Vec::new() };
     let limited = cgroup::enter(&plan.cgroup, &plan.bounds);
@@ -159,7 +169,7 @@ fn build(
             Some(reason) => walls.missing("namespaces", io::Error::other(reason))?,
             None => {
                 own.namespaces = true;
-                ids = enter_user_namespace(plan, &mut walls)?;
+                ids = enter_user_namespace(plan, left_out.root().is_none(), &mut walls)?;
                 own.mounts = match left_out.root() {
                     Some(reason) => walls.missing("private root", io::Error::other(reason)).map(|()| false)?,
                     None => walls.namespace("mount namespace", UnshareFlags::NEWNS)?,
@@ -202,7 +212,7 @@ fn build(
                     }
                     Ok(started)
                 }
-                Ok(failed @ (Launched::Failed { .. } | Launched::Forked { .. })) => Ok(failed),
+                Ok(failed @ (Launched::Failed { .. } | Launched::Forked { .. } | Launched::Done)) => Ok(failed),
                 Err(error) => Err(Failure { part: "launcher".to_owned(), source: io::Error::other(error) }),
             }
         }

@@ -11,20 +11,20 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{
     DISK, HOUSE, MEMORY_EVENTS,
-    accounts::show_user,
+    accounts::{make_homes, show_user},
     below::{Below, bind_at},
     dev::build_dev,
-    ids::{Ids, Owner},
+    ids::{Ids, Others, Owner},
     mounts::{open_source, show_mount},
     proc::build_proc,
     sysfs::build_sys,
-    system::{OWN, build_system, show_packages},
+    system::{OWN, System, build_system, show_packages},
     walls::{Failure, Own, Part},
 };
 use crate::local::{plan::Plan, sys};
 
-/// Puts a new root together and makes it ours. Tells why the system in it is read-only, if it is.
-pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<String>, Failure> {
+/// Puts a new root together and makes it ours. Tells how the system in it is.
+pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<System, Failure> {
     let part = "private root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).part(part)?;
     let root = plan.directory.join("root");
@@ -32,8 +32,9 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
     tmpfs(&root, ids, 0o755, 16 << 20, 4096).part(part)?;
     rustix::process::chdir(&root).part(part)?;
     let system = Below::new(&root, Owner { uid: ids.root, gid: ids.root }).part(part)?;
-    let read_only = build_system(plan, ids, &system).part("writable system")?;
-    build_private(&root, plan, ids, read_only.is_some()).part(part)?;
+    let shown = build_system(plan, ids, &system).part("writable system")?;
+    let is_writable = matches!(shown, System::Writable { .. });
+    build_private(&root, plan, ids, !is_writable).part(part)?;
     for name in ["tmp", "lib", "log", "cache"] {
         let target = root.join("var").join(name);
         // From the sandbox's life before; a link of then is not followed.
@@ -47,14 +48,15 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
     if fs::symlink_metadata(root.join("var/run")).is_err() {
         symlink("/run", root.join("var/run")).part(part)?;
     }
-    show_packages(plan, ids, &system, read_only.is_none()).part("packages of the host")?;
+    show_packages(plan, ids, &system, is_writable).part("packages of the host")?;
     build_sys(plan).part("/sys")?;
     build_proc(&root, own).part("/proc")?;
-    build_house(plan, &root, own.memory_events.as_deref(), read_only.is_none())?;
+    build_house(plan, &root, own.memory_events.as_deref(), is_writable)?;
     let below = Below::new(&root, ids.user).part(part)?;
     show_user(&plan.user, &below, ids.user, &plan.directory).part("user")?;
+    make_homes(ids, &below).part("homes")?;
     if let Some(workspace) = &plan.workspace {
-        if ids.has_range {
+        if ids.others == Others::OfTheMachine {
             chown(workspace, Some(ids.user.uid), Some(ids.user.gid)).part("workspace")?;
         }
         let target = below.directory(&plan.working_dir).part("workspace")?;
@@ -69,7 +71,7 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<Option<Str
     rustix::process::pivot_root(".", ".").part(part)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).part(part)?;
     rustix::process::chdir("/").part(part)?;
-    Ok(read_only)
+    Ok(shown)
 }
 
 pub(super) fn tmpfs(target: &Path, ids: &Ids, mode: u32, bytes: u64, files: u64) -> io::Result<()> {
