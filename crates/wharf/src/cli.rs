@@ -186,7 +186,8 @@ pub(crate) enum Command {
 /// What a new sandbox is like.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Shape {
-    /// `SOURCE[:TARGET[:ro]]` shows a directory of this machine; TARGET is the working directory if it is left out.
+    /// `SOURCE[:TARGET[:ro]]` shows a directory of this machine; TARGET is the working directory if it is left out. With colons
+    /// in a path: `src=SOURCE,dst=TARGET,ro`.
     #[arg(long, value_name = "MOUNT")]
     pub(crate) mount: Vec<String>,
     /// Let the sandbox write what the host would run from a mount (`inspect` names it): a path, or `all`.

@@ -94,7 +94,7 @@ async fn runtime(state_dir: Option<PathBuf>, place: &Place, shape: Option<&Shape
     match place.runtime {
         RuntimeArg::Local => {
             cluster::refuse_flags(place)?;
-            Ok(Runtime::Local(LocalRuntime::new(settings(state_dir)?)))
+            Ok(Runtime::Local(LocalRuntime::new(settings(state_dir)?).map_err(RuntimeError::Local)?))
         }
         RuntimeArg::Kubernetes => Ok(Runtime::Kubernetes(Box::new(cluster::runtime(place, shape).await?))),
     }
@@ -110,13 +110,6 @@ fn settings(state_dir: Option<PathBuf>) -> anyhow::Result<Settings> {
             base.or_else(home).context("neither XDG_STATE_HOME nor HOME is set")?.join("wharf")
         }
     };
-    // Whoever owns it says what is garbage, and which processes are a sandbox's.
-    if let Ok(metadata) = std::fs::metadata(&state_dir) {
-        let (owner, we) = (std::os::unix::fs::MetadataExt::uid(&metadata), rustix::process::geteuid().as_raw());
-        if owner != we {
-            bail!("the state directory `{}` belongs to user {owner}, and you are user {we}", state_dir.display());
-        }
-    }
     let launcher = std::env::current_exe().context("could not find this program itself")?;
     let sandboxd = launcher.with_file_name("wharf-sandboxd");
     if !sandboxd.exists() {

@@ -137,7 +137,9 @@ fn local_hint(error: &LocalError) -> Option<String> {
         LocalError::Wall { .. } => {
             Some("`--isolation best-effort` goes on without this wall and says what is missing".to_owned())
         }
-        LocalError::State { .. } => Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned()),
+        LocalError::State { .. } | LocalError::Owner { .. } | LocalError::NotOurs { .. } => {
+            Some("`--state-dir` or WHARF_STATE_DIR puts the state elsewhere".to_owned())
+        }
         LocalError::Protect { .. } => Some("`--unprotect PATH` lets the sandbox write it".to_owned()),
         LocalError::Source { .. } => Some("put it back, or make a new sandbox with what is there now".to_owned()),
         LocalError::Record { name, .. } => {

@@ -52,13 +52,37 @@ pub(crate) fn cpus(text: &str) -> Result<u32, String> {
     }
 }
 
-/// `SOURCE[:TARGET[:ro|rw]]`; a relative source is taken from the current directory.
+/// `SOURCE[:TARGET[:ro|rw]]`, or `src=SOURCE[,dst=TARGET][,ro]` for paths with colons; a relative source is taken from the
+/// current directory.
 pub(crate) fn mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
+    let is_long = ["src=", "source=", "dst=", "target=", "type="].iter().any(|key| text.starts_with(key));
+    if is_long && !std::path::Path::new(text).exists() {
+        return long_mount(text, default_target);
+    }
     let (text_without_mode, read_only) = match text.strip_suffix(":ro") {
         Some(rest) => (rest, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
     let (source, target) = text_without_mode.split_once(':').unwrap_or((text_without_mode, default_target));
+    mount_of(text, source, target, read_only)
+}
+
+fn long_mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
+    let (mut source, mut target, mut read_only) = (None, default_target, false);
+    for option in text.split(',') {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("src" | "source", value) => source = Some(value),
+            ("dst" | "target" | "destination", value) => target = value,
+            ("ro" | "readonly", "" | "true") => read_only = true,
+            ("ro" | "readonly", "false") | ("rw", "") | ("type", "bind") => {}
+            _ => return Err(format!("--mount `{text}`: `{option}` is none of src=, dst=, ro, rw and type=bind")),
+        }
+    }
+    let source = source.ok_or_else(|| format!("--mount `{text}`: src= is missing"))?;
+    mount_of(text, source, target, read_only)
+}
+
+fn mount_of(text: &str, source: &str, target: &str, read_only: bool) -> Result<MountSpec, String> {
     let absolute = std::fs::canonicalize(source).map_err(|error| format!("--mount `{text}`: `{source}`: {error}"))?;
     if !target.starts_with('/') {
         return Err(format!("--mount `{text}`: the target `{target}` must be absolute"));
@@ -126,6 +150,12 @@ mod tests {
         assert_eq!(mount("/usr:ro", "/work"), spec("/work", true));
         assert_eq!(mount("/usr:/data:ro", "/work"), spec("/data", true));
         assert!(mount("/nonexistent", "/work").is_err());
+        assert_eq!(mount("src=/usr", "/work"), spec("/work", false));
+        assert_eq!(mount("type=bind,source=/usr,target=/a:b,readonly", "/work"), spec("/a:b", true));
+        assert_eq!(mount("dst=/data,src=/usr,ro=false", "/work"), spec("/data", false));
+        for wrong in ["src=/usr,dst=rel", "dst=/data", "src=/usr,nosuid", "src=/usr,type=volume", "src=/nonexistent"] {
+            assert!(mount(wrong, "/work").is_err(), "{wrong}");
+        }
         assert!(mount("/usr:rel", "/work").is_err());
     }
 

@@ -9,6 +9,7 @@ use landlock::{
 use rustix::thread::CapabilitySet;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
 };
 
 /// What root of a sandbox keeps: what package managers, `su` and servers need, and only over its own user namespace.
@@ -85,8 +86,13 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_vhangup,
 ];
 
-/// Refuses those calls, new user namespaces, and typing into terminals (TIOCSTI), for ever.
+/// Refuses those calls, new user namespaces, and typing into terminals (TIOCSTI), for ever. A program of another
+/// architecture, such as one of 32 bits, is killed at its first call: that its numbers stand for others here would be a way out.
 pub(super) fn filter_system_calls() -> io::Result<()> {
+    programs()?.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(io::Error::other))
+}
+
+fn programs() -> io::Result<[BpfProgram; 2]> {
     let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
     let flag = |argument: u8, width: SeccompCmpArgLen, operator: SeccompCmpOp, value: u64| {
         let condition = SeccompCondition::new(argument, width, operator, value).map_err(io::Error::other)?;
@@ -100,15 +106,38 @@ pub(super) fn filter_system_calls() -> io::Result<()> {
     }
     rules.insert(libc::SYS_ioctl, vec![flag(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::TIOCSTI)?]);
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    install(SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch))?;
+    let mut refusing = compiled(SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch))?;
+    if cfg!(target_arch = "x86_64") {
+        refuse_x32(&mut refusing);
+    }
     // The flags of `clone3` stand in memory, where no filter sees them; without it libc falls back to `clone`.
     let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    install(SeccompFilter::new(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, unknown, arch))
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    Ok([refusing, compiled(SeccompFilter::new(clone3, SeccompAction::Allow, unknown, arch))?])
 }
 
-fn install(filter: Result<SeccompFilter, seccompiler::BackendError>) -> io::Result<()> {
-    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+fn compiled(filter: Result<SeccompFilter, seccompiler::BackendError>) -> io::Result<BpfProgram> {
+    filter.and_then(TryInto::try_into).map_err(io::Error::other)
+}
+
+/// What marks a number of the x32 ABI: to a filter it is of the same architecture, and the kernel takes it for the same call.
+const X32: u32 = 0x4000_0000;
+
+/// Lets a filter say of every call by such a number that there is none, as most kernels do.
+fn refuse_x32(program: &mut BpfProgram) {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_GREATER_OR_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const NUMBER: u32 = 0;
+    // Behind the three instructions that look at the architecture. Jumps are relative.
+    program.splice(
+        3..3,
+        [
+            sock_filter { code: LOAD, jt: 0, jf: 0, k: NUMBER },
+            sock_filter { code: JUMP_IF_GREATER_OR_EQUAL, jt: 0, jf: 1, k: X32 },
+            sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs() },
+        ],
+    );
 }
 
 /// A second wall behind the mounts: files may be written only below `writable`, and neither abstract sockets nor
@@ -132,5 +161,53 @@ pub(super) fn restrict_files(writable: &[PathBuf]) -> io::Result<Option<String>>
         RulesetStatus::FullyEnforced => Ok(None),
         RulesetStatus::PartiallyEnforced => Ok(Some("this kernel knows only a part of what is asked".to_owned())),
         RulesetStatus::NotEnforced => Err(io::Error::other("this kernel has no landlock")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel does of a filter, as far as ours use it.
+    fn decide(program: &[sock_filter], architecture: u32, number: u32, argument: u64) -> u32 {
+        let halves = [number, architecture, 0, 0, argument as u32, (argument >> 32) as u32, argument as u32];
+        let (mut at, mut held) = (0, 0_u32);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at].clone();
+            at += 1;
+            let mut jump = |taken: bool| at += usize::from(if taken { jt } else { jf });
+            match code {
+                0x20 => held = halves[k as usize / 4],
+                0x54 => held &= k,
+                0x05 => at += k as usize,
+                0x15 => jump(held == k),
+                0x25 => jump(held > k),
+                0x35 => jump(held >= k),
+                0x06 => return k,
+                other => panic!("an instruction that is not known here: {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn no_number_leads_around_the_filter() {
+        const X86_64: u32 = 0xC000_003E;
+        const I386: u32 = 0x4000_0003;
+        let [refusing, clone3] = programs().unwrap();
+        let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.unsigned_abs();
+        let call = |number: i64| u32::try_from(number).unwrap();
+        for refused in REFUSED.iter().map(|refused| call(*refused)) {
+            assert_eq!(decide(&refusing, X86_64, refused, 0), errno(libc::EPERM), "{refused}");
+            assert_eq!(decide(&refusing, X86_64, refused | X32, 0), errno(libc::ENOSYS), "{refused}");
+        }
+        let new_user = libc::CLONE_NEWUSER as u64;
+        assert_eq!(decide(&refusing, X86_64, call(libc::SYS_unshare), new_user), errno(libc::EPERM));
+        assert_eq!(decide(&refusing, X86_64, call(libc::SYS_unshare), 0), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(decide(&refusing, X86_64, call(libc::SYS_read), 0), libc::SECCOMP_RET_ALLOW);
+        // That of ioctl is another one there.
+        assert_eq!(decide(&refusing, X86_64, 514 | X32, 0), errno(libc::ENOSYS));
+        assert_eq!(decide(&clone3, X86_64, call(libc::SYS_clone3), 0), errno(libc::ENOSYS));
+        assert_eq!(decide(&refusing, I386, 21, 0), libc::SECCOMP_RET_KILL_PROCESS);
     }
 }

@@ -5,6 +5,8 @@
 //! recognise:
 //!
 //! ```text
+//! <state>/wharf-state                      says that all this is ours
+//! <state>/bases/                           what lies under the layers of an ordinary user's sandboxes; see `bases`
 //! <state>/locks/<name>                     held while a sandbox is made, stopped or removed; gone when nobody holds it
 //! <state>/sandboxes/<name>/record.json     what it is, and in which step of its life; see `record`
 //!                         /key             the key that opens it, for its owner only
@@ -37,7 +39,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -73,6 +75,8 @@ use self::{
 /// The hidden first argument with which the program itself is started as the launcher.
 pub const LAUNCH_ARGUMENT: &str = "__launch";
 
+/// In a state directory: says that it is one, and that what is in it is ours.
+const MARK: &str = "wharf-state";
 /// The file beside a record that names what stands on the host while the sandbox runs.
 const PLACEHOLDERS: &str = "placeholders.json";
 const DEFAULT_PROCESSES: u32 = 4096;
@@ -113,6 +117,10 @@ pub enum LocalError {
     Start { part: String, reason: String },
     #[error("could not {action} `{path}`", path = path.display())]
     State { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the state directory `{path}` belongs to user {owner}, and you are user {we}", path = path.display())]
+    Owner { path: PathBuf, owner: u32, we: u32 },
+    #[error("`{path}` was there before, and no sandbox is in it", path = path.display())]
+    NotOurs { path: PathBuf },
     #[error("could not keep what the host runs from being made in a mount")]
     Protect { source: io::Error },
     #[error("could not mount `{path}`: {reason}")]
@@ -180,8 +188,18 @@ pub struct LocalRuntime {
 }
 
 impl LocalRuntime {
-    pub fn new(settings: Settings) -> Self {
-        Self { settings }
+    /// The sandboxes of a state directory, which may not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::Owner`] if it is somebody else's: whoever owns it says what is garbage, and which processes are a
+    /// sandbox's.
+    pub fn new(settings: Settings) -> Result<Self, LocalError> {
+        let we = rustix::process::geteuid().as_raw();
+        match fs::metadata(&settings.state_dir).map(|metadata| metadata.uid()) {
+            Ok(owner) if owner != we => Err(LocalError::Owner { path: settings.state_dir, owner, we }),
+            Ok(_) | Err(_) => Ok(Self { settings }),
+        }
     }
 
     /// Makes a sandbox and waits until sandboxd answers in it.
@@ -594,7 +612,10 @@ impl LocalRuntime {
     /// Removes what programs that were killed left half made, and brings to its end what they left half done.
     pub fn collect_garbage(&self, spare: Spare) -> Collected<LocalError> {
         self.release_placeholders_of_ended();
-        let collected = self.names("sandboxes").into_iter().filter_map(|name| self.tend(name).transpose()).collect();
+        let sandboxes = self.settings.state_dir.join("sandboxes");
+        let is_ours = self.is_marked() || (sandboxes.exists() && self.adopt().is_ok());
+        let names = if is_ours { self.names("sandboxes") } else { Vec::new() };
+        let collected = names.into_iter().filter_map(|name| self.tend(name).transpose()).collect();
         // The next one tries again.
         let _ = self.collect_bases(spare);
         for name in self.names("locks") {
@@ -801,10 +822,35 @@ impl LocalRuntime {
     /// [`LocalError::Busy`] if that takes too long.
     fn lock(&self, name: &SandboxName) -> Result<Lock, LocalError> {
         make_private(&self.settings.state_dir)?;
+        self.adopt()?;
         for directory in ["locks", "sandboxes", "r"] {
             make_private(&self.settings.state_dir.join(directory))?;
         }
         self.find_lock(name, LOCK_PATIENCE)?.ok_or_else(|| LocalError::Busy(name.clone()))
+    }
+
+    fn is_marked(&self) -> bool {
+        self.settings.state_dir.join(MARK).exists()
+    }
+
+    /// Marks the state directory as ours, so that what has no record in there is known for something half made.
+    ///
+    /// # Errors
+    ///
+    /// [`LocalError::NotOurs`] if somebody else has made `sandboxes` in it.
+    fn adopt(&self) -> Result<(), LocalError> {
+        if self.is_marked() {
+            return Ok(());
+        }
+        let path = self.settings.state_dir.join("sandboxes");
+        let is_empty = fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none());
+        // Versions before this one made no mark.
+        let has_record = || self.names("sandboxes").iter().any(|name| matches!(self.found(name), Found::Record(_)));
+        if !is_empty && !has_record() {
+            return Err(LocalError::NotOurs { path });
+        }
+        let mark = self.settings.state_dir.join(MARK);
+        write_private(&mark, "wharf\n").map_err(|source| state("write", &mark, source))
     }
 
     fn find_lock(&self, name: &SandboxName, patience: Duration) -> Result<Option<Lock>, LocalError> {

@@ -89,6 +89,12 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// What a single file may take: one that is as large as it can be leaves room for the directories that are counted with it,
+    /// so that its writer is refused, and the sandbox goes on.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.disk_bytes - (self.disk_bytes / 32).max(512 << 10).min(self.disk_bytes / 4)
+    }
+
     /// What the private directories may take in memory together: with it full, half of the memory is still there.
     pub(super) fn private_bytes(&self) -> u64 {
         self.disk_bytes.min(self.memory_bytes.saturating_sub(self.shm_bytes.unwrap_or(0)) / 2)

@@ -339,6 +339,28 @@ fn whatever_was_made_in_a_workspace_rm_removes_it() {
 }
 
 #[test]
+fn what_was_in_a_directory_before_it_became_one_for_state_is_left_alone() {
+    let wharf = Wharf::new();
+    let photos = wharf.state.path().join("sandboxes/photos");
+    fs::create_dir_all(&photos).unwrap();
+    fs::write(photos.join("one"), "").unwrap();
+    wharf.check(&["gc"], 0, "");
+    for command in [&["rm", "photos"] as &[&str], &["create", "box"], &["run", "--", "true"]] {
+        let refused = wharf.run(command);
+        assert_eq!(refused.status.code(), Some(125), "{command:?}: {refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("was there before"), "{refused:?}");
+        assert!(photos.join("one").exists(), "{command:?}");
+    }
+    // What an older version has left is known by its records.
+    let older = Wharf::new();
+    older.check(&["create", "box"], 0, "box\n");
+    fs::remove_file(older.state.path().join("wharf-state")).unwrap();
+    fs::create_dir(older.state.path().join("sandboxes/half")).unwrap();
+    older.check(&["gc"], 0, "half\n");
+    older.check(&["exec", "box", "--", "echo", "kept"], 0, "kept\n");
+}
+
+#[test]
 fn another_users_state_is_not_believed() {
     let wharf = Wharf::new();
     let data = tempfile::tempdir().unwrap();

@@ -597,6 +597,31 @@ fn the_list_of_users_shows_no_file_that_only_the_hosts_root_may_read() {
     assert!(String::from_utf8_lossy(&started.stderr).contains("`/etc/passwd` is a link"), "{started:?}");
 }
 
+#[test]
+fn a_file_that_reaches_the_bound_on_disk_is_refused_and_the_sandbox_goes_on() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        wharf.check(&["create", "box", "--disk", "10M"], 0, "box\n");
+        let output = wharf.run(&["exec", "box", "--", "sh", "-c", "head -c 20M /dev/zero > big"]);
+        assert_eq!(output.status.code(), Some(153), "SIGXFSZ: {output:?}");
+        // Long enough for the watch to look.
+        wharf.check(&["exec", "box", "--", "sh", "-c", "sleep 2; echo alive"], 0, "alive\n");
+    }
+}
+
+#[test]
+fn inspect_tells_a_bound_on_disk_of_nothing_but_what_is_bounded() {
+    let wharf = Wharf::new();
+    let about = |arguments: &[&str]| {
+        assert!(wharf.run(&[&["create", "box"], arguments].concat()).status.success());
+        let about = String::from_utf8(wharf.run(&["inspect", "box"]).stdout).unwrap();
+        wharf.check(&["rm", "box"], 0, "box\n");
+        about
+    };
+    assert!(about(&[]).contains("the workspace and what is changed in the system may take"));
+    assert!(about(&["--mount", "/usr:/workspace:ro"]).contains("\"what is changed in the system may take"));
+    assert!(about(&["--mount", "/usr:/workspace:ro", "--system", "read-only"]).contains("\"a single file may take"));
+}
+
 /// Or nobody could remove anything from it.
 #[test]
 fn a_sandbox_that_has_filled_its_disk_can_be_cleaned_up() {

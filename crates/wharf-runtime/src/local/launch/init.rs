@@ -95,16 +95,7 @@ pub(super) fn become_sandboxd(
         enter(namespace, &ids).part("user namespace")?;
     }
     limit_resources(plan, own).part("resource limits")?;
-    walls.stands(
-        "resource limits",
-        Some(format!(
-            "the workspace{} may take {} bytes on disk, {} together {} in memory",
-            if is_writable { " and what is changed in the system" } else { "" },
-            plan.bounds.disk_bytes,
-            if is_writable { "/tmp, /run and /dev/shm" } else { "/tmp, /home, /root, /var, /run and /dev/shm" },
-            plan.bounds.private_bytes()
-        )),
-    );
+    walls.stands("resource limits", Some(bounds_note(plan, is_writable)));
     let secret = rustix::fs::memfd_create("bind-secret", rustix::fs::MemfdFlags::empty()).part("launcher")?;
     let mut secret = File::from(secret);
     secret.write_all(plan.bind_secret.reveal().as_bytes()).part("launcher")?;
@@ -156,6 +147,23 @@ pub(super) fn become_sandboxd(
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd(), maker.as_fd(), listener.as_fd()]).part("launcher")?;
     Err(command.exec()).part("sandboxd")
+}
+
+/// What is bounded, and how.
+fn bounds_note(plan: &Plan, is_writable: bool) -> String {
+    let workspace = plan.workspace.is_some().then_some("the workspace");
+    let system = is_writable.then_some("what is changed in the system");
+    let counted: Vec<&str> = [workspace, system].into_iter().flatten().collect();
+    let on_disk = match counted.as_slice() {
+        [] => "a single file may take".to_owned(),
+        counted => format!("{} may take", counted.join(" and ")),
+    };
+    let private = if is_writable { "/tmp, /run and /dev/shm" } else { "/tmp, /home, /root, /var, /run and /dev/shm" };
+    format!(
+        "{on_disk} {} bytes on disk, {private} together {} in memory",
+        plan.bounds.disk_bytes,
+        plan.bounds.private_bytes()
+    )
 }
 
 /// Enters the namespaces that need nothing but themselves.
@@ -232,7 +240,7 @@ fn limit_resources(plan: &Plan, own: &Own) -> io::Result<()> {
     };
     set(Resource::Core, 0)?;
     if plan.isolation != Isolation::None {
-        set(Resource::Fsize, plan.bounds.disk_bytes)?;
+        set(Resource::Fsize, plan.bounds.file_bytes())?;
     }
     if !own.cgroup {
         // Counted for the user, not for the sandbox: the best there is without control groups.
