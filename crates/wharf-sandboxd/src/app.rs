@@ -29,7 +29,7 @@ use crate::{
         native,
         server::{self, Connections, Listener},
     },
-    options::{Command, Listen, OpenHandsOptions, Options, ServeOptions},
+    options::{Command, Listen, OpenHandsOptions, Options, PrepareOptions, ServeOptions},
     prepare::prepare,
     process::{memory, own, reaper, tree},
 };
@@ -48,8 +48,13 @@ pub async fn run(options: Options, key: Option<String>) -> anyhow::Result<()> {
     match (options.command, options.openhands) {
         (Some(Command::Serve(serve)), _) => run_blank(serve).await,
         (Some(Command::Install { directory }), _) => install(&directory),
-        (Some(Command::Accompany { name }), _) => companion::accompany(&name).await,
-        (Some(Command::Prepare { workspace, etc, home }), _) => prepare(&workspace, &etc, &home),
+        (Some(Command::Accompany { name, workspace, etc, home }), _) => {
+            if let (Some(workspace), Some(etc), Some(home)) = (workspace, etc, home) {
+                prepare(&PrepareOptions { workspace, etc, home })?;
+            }
+            companion::accompany(&name).await
+        }
+        (Some(Command::Prepare(options)), _) => prepare(&options),
         (None, Some(openhands)) => run_openhands(openhands, key).await,
         (None, None) => bail!("neither a subcommand nor a port was given"),
     }

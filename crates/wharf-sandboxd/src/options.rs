@@ -75,19 +75,29 @@ pub enum Command {
     Accompany {
         /// What both call the abstract socket between them.
         name: String,
+        /// Do first what `prepare` does with this and the other two.
+        #[arg(long, value_name = "DIR", requires_all = ["etc", "home"])]
+        workspace: Option<PathBuf>,
+        #[arg(long, value_name = "DIR", requires = "workspace")]
+        etc: Option<PathBuf>,
+        #[arg(long, value_name = "DIR", requires = "workspace")]
+        home: Option<PathBuf>,
     },
     /// Make what a sandbox needs before it starts: run as the user that it will run as, in its image.
-    Prepare {
-        /// The working directory to make in a volume. Where the volume has files already, it leads to them.
-        #[arg(long, value_name = "DIR")]
-        workspace: PathBuf,
-        /// Where to write a passwd and a group file in which this user has a name.
-        #[arg(long, value_name = "DIR")]
-        etc: PathBuf,
-        /// The home of a user that the image does not know.
-        #[arg(long, value_name = "DIR")]
-        home: PathBuf,
-    },
+    Prepare(PrepareOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct PrepareOptions {
+    /// The working directory to make in a volume. Where the volume has files already, it leads to them.
+    #[arg(long, value_name = "DIR")]
+    pub workspace: PathBuf,
+    /// Where to write a passwd and a group file in which this user has a name.
+    #[arg(long, value_name = "DIR")]
+    pub etc: PathBuf,
+    /// The home of a user that the image does not know.
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -133,7 +143,7 @@ impl Options {
     pub fn log_bytes(&self) -> Option<u64> {
         match &self.command {
             Some(Command::Serve(serve)) => serve.log_bytes,
-            Some(Command::Install { .. } | Command::Accompany { .. } | Command::Prepare { .. }) | None => None,
+            Some(Command::Install { .. } | Command::Accompany { .. } | Command::Prepare(_)) | None => None,
         }
     }
 }
@@ -206,6 +216,16 @@ mod tests {
         let unknown = OpenHandsOptions { plugins: vec!["nope".into()], ..openhands.clone() };
         assert_eq!(unknown.check(), Err("Plugin nope not found".to_owned()));
         assert!(OpenHandsOptions { working_dir: Some("rel".into()), ..openhands }.check().is_err());
+    }
+
+    /// Pods of suspended sandboxes are stored as they were made.
+    #[test]
+    fn who_accompanies_may_prepare_too_and_need_not() {
+        let parse = |line: &str| Options::try_parse_from(line.split_whitespace());
+        parse("wharf-sandboxd accompany wharf-companion").unwrap();
+        parse("wharf-sandboxd accompany wharf-companion --workspace /w --etc /e --home /h").unwrap();
+        parse("wharf-sandboxd accompany wharf-companion --workspace /w --etc /e").unwrap_err();
+        parse("wharf-sandboxd accompany wharf-companion --home /h").unwrap_err();
     }
 
     #[test]

@@ -189,6 +189,7 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
             FailureKind::StartFailed => {
                 "where image volumes do not work, set sandboxd_carrier = \"init-container\" in [wharf]".to_owned()
             }
+            FailureKind::Unprepared => "what held `prepare` up may have passed: try again".to_owned(),
             FailureKind::ImageUser => {
                 "run_as_user = \"image\" takes images whose USER is a number other than 0; without it, or with a number, \
                  a sandbox runs as that"

@@ -618,9 +618,11 @@ impl<'a> Operation<'a> {
     async fn failed(&mut self, failure: Failure) -> KubernetesError {
         let log = match failure.kind {
             FailureKind::CrashLoop | FailureKind::Ended | FailureKind::StartFailed => self.last_words().await,
-            FailureKind::PullFailed | FailureKind::ImageUser | FailureKind::OutOfMemory | FailureKind::Evicted => {
-                Vec::new()
-            }
+            FailureKind::PullFailed
+            | FailureKind::Unprepared
+            | FailureKind::ImageUser
+            | FailureKind::OutOfMemory
+            | FailureKind::Evicted => Vec::new(),
         };
         KubernetesError::Failed { id: self.id.clone(), failure, log }
     }

@@ -19,13 +19,16 @@ use super::{
     names::Names,
     observe::{Observed, Seen},
     part::Part,
-    reason::{Failure, Stage, Verdict, Waiting, judge},
+    reason::{Failure, FailureKind, Stage, Verdict, Waiting, judge},
     settings::Profile,
 };
 
 /// The finalizer of what was deleted in the foreground: the garbage collector takes it off once nothing is left that the
 /// object owns.
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
+
+/// Pods that one call makes where nodes start them in the wrong order.
+const MOST_PODS: usize = 3;
 
 /// Which sandbox is meant, and what it is to be.
 #[derive(Debug, Clone, Copy)]
@@ -226,7 +229,11 @@ fn running(
             }
             _ if seen.terminating => in_the_way.push(part),
             Ownership::Ours | Ownership::Unowned if part == Part::Pod && dead.is_some() => {
-                if let Some((_, failure)) = dead.as_ref().filter(|(uid, _)| made.contains(*uid)) {
+                let is_tried_again =
+                    |failure: &Failure| failure.kind == FailureKind::Unprepared && made.len() < MOST_PODS;
+                if let Some((_, failure)) =
+                    dead.as_ref().filter(|(uid, failure)| made.contains(*uid) && !is_tried_again(failure))
+                {
                     return Plan { steps: Vec::new(), next: Next::Failed(failure.clone()) };
                 }
                 steps.push(Step::Delete { part, uid: seen.uid.clone() });

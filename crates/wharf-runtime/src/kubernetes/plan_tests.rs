@@ -201,6 +201,28 @@ fn a_pod_of_the_past_that_has_ended_is_replaced_and_one_of_this_call_is_a_failur
 }
 
 #[test]
+fn a_pod_that_its_node_has_started_unprepared_is_replaced_and_not_for_ever() {
+    let unprepared = |object: &mut Value| {
+        running(object);
+        let mut prepare = object["status"]["containerStatuses"][0].clone();
+        prepare["name"] = json!("prepare");
+        prepare["state"] = json!({ "waiting": { "reason": "ErrImagePull", "message": "i/o timeout" } });
+        object["status"]["containerStatuses"].as_array_mut().unwrap().insert(0, prepare);
+    };
+    let mut world = World::new(Profile::Wharf).anchored().whole().with(Part::Pod, unprepared);
+    for uid in ["pod-1", "pod-2"] {
+        world.made.insert(uid.to_owned());
+        world.check_running(
+            "Delete { part: Pod, uid: \"pod-1\" }",
+            "await [Pod]: clearing: an older pod of this sandbox is still ending",
+        );
+    }
+    world.made.insert("pod-3".to_owned());
+    let why = "its node started it before container `prepare` had made its working directory: i/o timeout";
+    world.check_running("", &format!("failed: {why}"));
+}
+
+#[test]
 fn what_is_ending_is_waited_out() {
     World::new(Profile::Wharf)
         .anchored()

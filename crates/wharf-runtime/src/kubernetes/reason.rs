@@ -80,6 +80,8 @@ impl std::fmt::Display for Waiting {
 pub enum FailureKind {
     PullFailed,
     StartFailed,
+    /// Its node has started it before there was a working directory for it.
+    Unprepared,
     /// The image's user is none that a sandbox may run as.
     ImageUser,
     CrashLoop,
@@ -126,6 +128,9 @@ pub(super) fn shown(text: &str) -> String {
 pub fn judge(pod: &Pod, events: &[Event]) -> Verdict {
     let Some(status) = &pod.status else { return Verdict::Waiting(Waiting::at(Stage::Scheduling)) };
     let containers = own_containers(pod);
+    if let Some(failure) = unprepared(&containers) {
+        return Verdict::Failed(failure);
+    }
     if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
         return Verdict::Failed(ended(pod, &containers));
     }
@@ -187,6 +192,27 @@ fn is_sandbox(container: &ContainerStatus) -> bool {
 fn is_sidecar(pod: &Pod, name: &str) -> bool {
     let mut init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     init.any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
+}
+
+/// A kubelet that cannot start `prepare`, because its image does not come at once, goes on with the sandbox; if that one's image
+/// is there by then, directories are made where `prepare` would have made a directory of the user's own and files.
+fn unprepared(containers: &[&ContainerStatus]) -> Option<Failure> {
+    let sandbox = containers.iter().find(|container| is_sandbox(container))?.state.as_ref()?;
+    let prepare = containers.iter().find(|container| container.name == PREPARE)?.state.as_ref()?;
+    let held_up = prepare.waiting.as_ref().filter(|waiting| {
+        let reason = waiting.reason.as_deref().unwrap_or_default();
+        reason.contains("Image") || reason.contains("Pull") || reason.contains("ContainerError")
+    });
+    let has_begun = sandbox.running.is_some() || sandbox.terminated.is_some();
+    let refused = sandbox.terminated.as_ref().and_then(|ended| ended.message.as_deref()).filter(|message| {
+        message.contains("volume-subpaths/wharf-etc/") && message.to_lowercase().contains("not a directory")
+    });
+    let why =
+        held_up.filter(|_| has_begun).map(|waiting| waiting.message.as_deref().unwrap_or_default()).or(refused)?;
+    Some(Failure::new(
+        FailureKind::Unprepared,
+        format!("its node started it before container `{PREPARE}` had made its working directory: {why}"),
+    ))
 }
 
 /// Why the working directory could not be made, in the words of the hook that makes it.
@@ -449,6 +475,33 @@ mod tests {
         let start =
             json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": "exec format error" } });
         check(container(start), json!([]), "StartFailed: exec format error");
+    }
+
+    #[test]
+    fn a_sandbox_that_was_started_before_it_was_prepared_is_a_failure_of_its_own() {
+        let told = "Unprepared: its node started it before container `prepare` had made its working directory: ";
+        let with = |prepare: Value, sandbox: Value| {
+            let mut status = container(sandbox);
+            status["podIP"] = json!("10.1.2.3");
+            let mut before = status["containerStatuses"][0].clone();
+            before["name"] = json!("prepare");
+            before["state"] = prepare;
+            status["containerStatuses"].as_array_mut().unwrap().insert(0, before);
+            status
+        };
+        let waiting = |reason: &str| json!({ "waiting": { "reason": reason, "message": "i/o timeout" } });
+        let running = || json!({ "running": {} });
+        check(with(waiting("ErrImagePull"), running()), json!([]), &format!("{told}i/o timeout"));
+        check(with(waiting("ErrImagePull"), waiting("ImagePullBackOff")), json!([]), "pulling: i/o timeout");
+        check(with(running(), running()), json!([]), "reachable at 10.1.2.3");
+        check(with(waiting("ContainerCreating"), running()), json!([]), "reachable at 10.1.2.3");
+        let message =
+            "error mounting \"/p/volume-subpaths/wharf-etc/sandbox/2\" to rootfs at \"/etc/passwd\": not a directory";
+        let refused = json!({ "terminated": { "exitCode": 128, "reason": "StartError", "message": message } });
+        check(with(running(), refused.clone()), json!([]), &format!("{told}{message}"));
+        let mut ended = with(running(), refused);
+        ended["phase"] = json!("Failed");
+        check(ended, json!([]), &format!("{told}{message}"));
     }
 
     #[test]

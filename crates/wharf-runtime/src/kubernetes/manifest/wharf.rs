@@ -181,21 +181,16 @@ fn pod(names: &Names, settings: &Settings, request: &Request) -> Value {
 /// container that has ended is not ready.
 fn prepare(settings: &Settings, program: Value) -> Value {
     let ourselves = format!("{PROGRAM_DIRECTORY}/wharf-sandboxd");
-    let hook = json!([
-        ourselves,
-        "prepare",
-        "--workspace",
-        format!("{VOLUME_DIRECTORY}/{WORKSPACE_DIRECTORY}"),
-        "--etc",
-        ETC_DIRECTORY,
-        "--home",
-        settings.workspace_path,
-    ]);
+    let workspace = format!("{VOLUME_DIRECTORY}/{WORKSPACE_DIRECTORY}");
+    let options = ["--workspace", &workspace, "--etc", ETC_DIRECTORY, "--home", &settings.workspace_path];
+    let with_options = |words: &[&str]| json!([&[&*ourselves], words, &options].concat());
     let mut prepare = json!({
         "name": PREPARE,
         "image": settings.image,
-        "command": [ourselves, "accompany", COMPANION],
-        "lifecycle": { "postStart": { "exec": { "command": hook } } },
+        // It prepares too: a kubelet that is restarted between the two has forgotten the hook
+        // (https://github.com/kubernetes/kubernetes/issues/122803).
+        "command": with_options(&["accompany", COMPANION]),
+        "lifecycle": { "postStart": { "exec": { "command": with_options(&["prepare"]) } } },
         "volumeMounts": [
             program,
             { "name": "workspace", "mountPath": VOLUME_DIRECTORY },
