@@ -11,8 +11,11 @@ pub mod stream;
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io,
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Component, Path, PathBuf},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -28,7 +31,7 @@ const LONGEST_LISTING: usize = 100_000;
 /// Why something could not be done with a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    #[error("the path must be absolute, without NUL and at most {LONGEST_PATH} bytes long")]
+    #[error("the path must be absolute, the name of something, without NUL and at most {LONGEST_PATH} bytes long")]
     Path { path: String },
     #[error("there is no `{path}`", path = path.display())]
     NotFound { path: PathBuf },
@@ -293,14 +296,21 @@ fn copy(from: &Path, to: &Path, metadata: &Metadata) -> Result<(), FilesError> {
 ///
 /// # Errors
 ///
-/// As the operating system says. `/` is never removed.
+/// As the operating system says; [`FilesError::NotDirectory`] if the path ends as a directory's and something else is there,
+/// also a link to one. `/` is never removed, nor what ends in `..`.
 pub fn remove(path: &Path, recursive: bool) -> Result<(), FilesError> {
-    if path.components().all(|component| matches!(component, Component::RootDir | Component::CurDir)) {
+    let says_directory = path.as_os_str().as_bytes().ends_with(b"/") || path.as_os_str().as_bytes().ends_with(b"/.");
+    // Without the end that would have the system follow a link.
+    let named: PathBuf = path.components().collect();
+    if named.file_name().is_none() {
         return Err(FilesError::Path { path: path.display().to_string() });
     }
+    let path = named.as_path();
     let system = |source| FilesError::system("remove", path, source);
     let metadata = fs::symlink_metadata(path).map_err(system)?;
-    if !metadata.is_dir() {
+    if !metadata.is_dir() && says_directory {
+        Err(FilesError::NotDirectory { path: path.to_owned() })
+    } else if !metadata.is_dir() {
         fs::remove_file(path).map_err(system)
     } else if recursive {
         fs::remove_dir_all(path).map_err(system)

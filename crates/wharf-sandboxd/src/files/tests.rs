@@ -23,7 +23,9 @@ fn bad_paths_are_refused() {
     for path in ["", "relative", "/a\0b", &format!("/{}", "x".repeat(5000))] {
         assert!(matches!(checked_path(path), Err(FilesError::Path { .. })));
     }
-    assert!(matches!(remove(Path::new("/"), true), Err(FilesError::Path { .. })));
+    for path in ["/", "/.", "/nonexistent/..", "/nonexistent/../..", "/nonexistent/a/.."] {
+        assert!(matches!(remove(Path::new(path), true), Err(FilesError::Path { .. })), "{path}");
+    }
     assert!(matches!(open(Path::new("/nonexistent")), Err(FilesError::NotFound { .. })));
     assert!(matches!(open(Path::new("/dev/null")), Err(FilesError::Special { .. })));
 }
@@ -46,9 +48,16 @@ fn removing_never_follows_a_symlink() {
     write(&outside.join("kept"), "x");
     fs::create_dir(&inside).unwrap();
     std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+    for end in ["/", "/.", "/./"] {
+        let path = format!("{}{end}", inside.join("link").display());
+        assert!(remove(Path::new(&path), true).is_err(), "{path}");
+        assert!(outside.join("kept").exists() && inside.join("link").is_symlink(), "{path}");
+    }
     assert!(matches!(remove(&inside, false), Err(FilesError::NotEmpty { .. })));
     remove(&inside, true).unwrap();
     assert!(outside.join("kept").exists());
+    remove(Path::new(&format!("{}/", outside.display())), true).unwrap();
+    assert!(!outside.exists());
 }
 
 #[test]
