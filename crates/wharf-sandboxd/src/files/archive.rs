@@ -1,10 +1,12 @@
 //! Directories as zip files, out and in; tar is `wharf-files`'.
 
 use std::{
+    cell::Cell,
     fs,
-    io::{self, Read, Seek, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use wharf_files::{Bounds, Tree, Unpacked, relative};
@@ -15,6 +17,10 @@ use super::FilesError;
 const LARGEST_RATIO: u64 = 1000;
 const RATIO_ALLOWANCE: u64 = 64 << 20;
 const COPY_BYTES: usize = 64 << 10;
+/// What of a file is read to find its index, beside one comment of the longest kind.
+const INDEX_ALLOWANCE: u64 = 256 << 10;
+/// What one entry takes in the index, read twice: its record and a name of usual length.
+const ENTRY_BYTES: u64 = 512;
 
 /// What happens with a member whose name leads out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +50,16 @@ pub fn unpack_zip(
 ) -> Result<Unpacked, FilesError> {
     let broken = |error: zip::result::ZipError| FilesError::Archive { reason: error.to_string() };
     let ratio_limit = RATIO_ALLOWANCE.saturating_add(packed_bytes.saturating_mul(LARGEST_RATIO));
-    let mut archive = zip::ZipArchive::new(file).map_err(broken)?;
+    let index_bytes = INDEX_ALLOWANCE.saturating_add(bounds.entries.saturating_mul(ENTRY_BYTES));
+    let index = Rc::new(Cell::new(Some(index_bytes)));
+    let mut archive =
+        zip::ZipArchive::new(Bounded { inner: file, left: index.clone() }).map_err(|error| match error {
+            _ if index.get() == Some(0) => {
+                FilesError::TooLarge { limit: bounds.entries, what: "entries in an archive" }
+            }
+            error => broken(error),
+        })?;
+    index.set(None);
     let mut tree = Tree::below(destination, Bounds { bytes: bounds.bytes.min(ratio_limit), ..bounds })?;
     let mut buffer = vec![0; COPY_BYTES];
     for index in 0..archive.len() {
@@ -92,6 +107,32 @@ pub fn unpack_zip(
         tree.finish_file(&path, target, mode, None)?;
     }
     Ok(tree.finish()?)
+}
+
+/// Fails once more than `left` was read; without it nothing is counted. The library reads the whole index before it says how
+/// many entries there are.
+struct Bounded<R> {
+    inner: R,
+    left: Rc<Cell<Option<u64>>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(left) = self.left.get() else { return self.inner.read(buffer) };
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 && !buffer.is_empty() {
+            return Err(io::Error::other("the index is too long"));
+        }
+        let count = self.inner.read(&mut buffer[..most])?;
+        self.left.set(Some(left - count as u64));
+        Ok(count)
+    }
+}
+
+impl<R: Seek> Seek for Bounded<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
 }
 
 /// What is in a directory, by name, so that the same directory always gives the same archive.

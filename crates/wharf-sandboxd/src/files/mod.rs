@@ -4,6 +4,7 @@
 //! user. How a file is replaced and a tree unpacked is `wharf-files`'.
 
 pub mod archive;
+mod ignored;
 pub mod rights;
 pub mod search;
 pub mod stream;

@@ -12,7 +12,7 @@ use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder, sinks::Lossy};
 use ignore::WalkBuilder;
 use wharf_protocol::{SearchMatch, SearchRequest, SearchResult};
 
-use super::{FilesError, checked_path};
+use super::{FilesError, checked_path, ignored::Ignored};
 
 const DEFAULT_LIMIT: usize = 1000;
 const LARGEST_LIMIT: u32 = 100_000;
@@ -46,12 +46,17 @@ pub fn search(request: &SearchRequest, cancelled: &AtomicBool) -> Result<SearchR
     let mut searcher = SearcherBuilder::new();
     searcher.binary_detection(BinaryDetection::quit(0)).line_number(true).heap_limit(Some(HEAP_BYTES));
     let mut searcher = searcher.build();
-    let walk = WalkBuilder::new(&root)
-        .standard_filters(!request.all)
-        .require_git(false)
-        .follow_links(false)
-        .sort_by_file_name(std::ffi::OsStr::cmp)
-        .build();
+    let mut walk = WalkBuilder::new(&root);
+    // The library would read every list of what is ignored to its end, and wait for it.
+    walk.standard_filters(false).hidden(!request.all).follow_links(false).sort_by_file_name(std::ffi::OsStr::cmp);
+    if !request.all {
+        let ignored = Ignored::below(&root);
+        walk.filter_entry(move |entry| {
+            let is_directory = entry.file_type().is_some_and(|kind| kind.is_dir());
+            entry.depth() == 0 || !ignored.covers(entry.path(), is_directory)
+        });
+    }
+    let walk = walk.build();
     let mut found =
         Found { result: SearchResult { matches: Vec::new(), truncated: false, unsearched: 0 }, limit, bytes: 0 };
     for entry in walk.filter_map(Result::ok) {

@@ -91,6 +91,28 @@ fn a_zip_bomb_is_refused() {
 }
 
 #[test]
+fn the_index_of_a_zip_is_read_as_far_as_it_may_be_unpacked() {
+    let (mut index, members) = (Vec::new(), 2_000_u16);
+    for number in 0..members {
+        index.extend_from_slice(b"PK\x01\x02");
+        index.extend_from_slice(&[0; 24]);
+        index.extend_from_slice(&[200, 0]);
+        index.extend_from_slice(&[0; 16]);
+        index.extend_from_slice(format!("{number:0>200}").as_bytes());
+    }
+    let size = u32::try_from(index.len()).unwrap().to_le_bytes();
+    index.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    index.extend_from_slice(&members.to_le_bytes());
+    index.extend_from_slice(&members.to_le_bytes());
+    index.extend_from_slice(&size);
+    index.extend_from_slice(&[0; 6]);
+    let dir = tempfile::tempdir().unwrap();
+    let packed_bytes = index.len() as u64;
+    let refused = unpack_zip(Cursor::new(index), packed_bytes, dir.path(), BOUNDS, Unsafe::Refuse).unwrap_err();
+    assert!(matches!(refused, FilesError::TooLarge { limit: 100, .. }), "{refused}");
+}
+
+#[test]
 fn a_move_between_file_systems_is_whole_or_changes_nothing() {
     let shared = Path::new("/dev/shm");
     let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(shared).unwrap());
@@ -152,6 +174,70 @@ fn a_zip_member_that_leads_out_is_refused_or_passed_over() {
     assert!(matches!(unpack(Unsafe::Refuse), Err(FilesError::Archive { .. })));
     assert_eq!(unpack(Unsafe::Skip).unwrap().files, 1);
     assert!(!dir.path().join("evil").exists());
+}
+
+fn names_below(root: &Path) -> Vec<String> {
+    let request = SearchRequest {
+        path: root.display().to_string(),
+        glob: None,
+        pattern: None,
+        case_insensitive: false,
+        all: false,
+        limit: None,
+    };
+    let found = search(&request, &AtomicBool::new(false)).unwrap().matches;
+    found.iter().map(|it| Path::new(&it.path).strip_prefix(root).unwrap().display().to_string()).collect()
+}
+
+#[test]
+fn what_is_ignored_is_what_git_and_ripgrep_ignore() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repository/below");
+    for name in [
+        "a.log",
+        "keep.log",
+        "build/x",
+        "src/build",
+        "src/deep/a.tmp",
+        "src/deep/b.tmp",
+        "src/top",
+        "top",
+        "excluded",
+        "inner/a.log",
+        "inner/excluded",
+        "both",
+        "outermost",
+        ".hidden",
+        "dot/.env",
+        "café.o",
+    ] {
+        write(&root.join(name), "");
+    }
+    write(&dir.path().join(".gitignore"), "outermost\n");
+    write(&dir.path().join("repository/.git/info/exclude"), "excluded\n");
+    write(&dir.path().join("repository/.gitignore"), "*.log\n!keep.log\n# note\n\n/below/top\n");
+    write(&root.join(".gitignore"), "build/\n*.tmp\nboth\n*.o\n");
+    write(&root.join(".ignore"), "!both\n");
+    write(&root.join("src/.gitignore"), "!b.tmp\n");
+    // Another repository: nothing of the outer one's holds in it.
+    write(&root.join("inner/.git/HEAD"), "");
+    let expected =
+        ["both", "inner/a.log", "inner/excluded", "keep.log", "outermost", "src/build", "src/deep/b.tmp", "src/top"];
+    assert_eq!(names_below(&root), expected);
+}
+
+#[test]
+fn lists_of_what_is_ignored_are_read_within_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("pipe/a"), "");
+    rustix::fs::mkfifoat(CWD, dir.path().join("pipe/.gitignore"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    write(&dir.path().join("device/b"), "");
+    std::os::unix::fs::symlink("/dev/zero", dir.path().join("device/.ignore")).unwrap();
+    write(&dir.path().join("sparse/c"), "");
+    fs::File::create(dir.path().join("sparse/.ignore")).unwrap().set_len(1 << 40).unwrap();
+    write(&dir.path().join("many/d"), "");
+    write(&dir.path().join("many/.ignore"), &"**/x*[a-z]y**\n".repeat(70_000));
+    assert_eq!(names_below(dir.path()), ["device/b", "many/d", "pipe/a", "sparse/c"]);
 }
 
 #[test]

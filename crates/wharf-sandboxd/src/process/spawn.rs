@@ -5,7 +5,11 @@ use std::{
     io::{self, BufRead, Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            process::CommandExt,
+            process::ExitStatusExt,
+        },
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -213,7 +217,8 @@ pub fn refusal(program: &str, path: &str, working_dir: &Path, error: &io::Error)
 /// What the first line of a script names, as a terminal shows it.
 fn interpreter(script: &Path) -> Option<String> {
     let mut line = String::new();
-    let file = std::fs::File::open(script).ok()?;
+    // By now it may be a pipe.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(script).ok()?;
     io::BufReader::new(file.take(256)).read_line(&mut line).ok()?;
     let words = line.strip_prefix("#!")?.trim_end_matches('\n').replace('\r', "^M");
     words.split_whitespace().next().map(str::to_owned)

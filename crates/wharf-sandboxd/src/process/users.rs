@@ -3,13 +3,15 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
+/// A longer list of users is as good as none.
+const LONGEST_LIST: u64 = 16 << 20;
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,9 +232,18 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// A file's text; nothing where it is missing, as in an image that holds one program.
+/// A file's text; nothing where it is missing, as in an image that holds one program. What runs in the sandbox may have put
+/// a pipe there or a file without an end: neither is waited for.
 fn read(path: &str) -> String {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    let read = || {
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let mut bytes = Vec::new();
+        if file.metadata()?.is_file() {
+            file.take(LONGEST_LIST + 1).read_to_end(&mut bytes)?;
+        }
+        Ok::<_, io::Error>(if bytes.len() as u64 > LONGEST_LIST { Vec::new() } else { bytes })
+    };
+    read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 fn nameless(uid: u32) -> User {
@@ -280,6 +291,18 @@ mod tests {
         let (passwd, group) = with_user("", "", 1000, 1000, home);
         assert_eq!(passwd.lines().count() + group.lines().count(), 4);
         assert!(passwd.starts_with("root:x:0:0:"));
+    }
+
+    #[test]
+    fn a_list_of_users_that_is_no_file_or_has_no_end_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("endless")).unwrap();
+        fs::File::create(at("sparse")).unwrap().set_len(1 << 40).unwrap();
+        fs::write(at("list"), PASSWD).unwrap();
+        assert_eq!((read(&at("pipe")), read(&at("endless")), read(&at("sparse"))), Default::default());
+        assert_eq!(read(&at("list")), PASSWD);
     }
 
     #[test]
