@@ -179,7 +179,11 @@ impl Execs {
         let Some(exec) = self.find(id) else { return Ok(false) };
         exec.end().await;
         exec.tree.ensure_gone(&format!("exec `{id}`")).await?;
-        self.table().remove(id);
+        let mut table = self.table();
+        // Somebody else may have removed it meanwhile, and the id be another's.
+        if table.get(id).is_some_and(|found| Arc::ptr_eq(found, &exec)) {
+            table.remove(id);
+        }
         Ok(true)
     }
 

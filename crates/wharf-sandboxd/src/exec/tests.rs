@@ -60,6 +60,22 @@ async fn output_and_error_are_apart_and_the_exit_code_is_kept() {
 }
 
 #[tokio::test]
+async fn a_late_removal_takes_no_other_exec_of_that_id_out_of_the_table() {
+    let harness = Harness::new();
+    let request = ExecRequest { id: Some("again".parse().unwrap()), ..sh("sleep 1000") };
+    let (first, _) = harness.start(request.clone()).unwrap();
+    let mut late = Box::pin(harness.execs.remove(first.id()));
+    assert!(futures_util::poll!(&mut late).is_pending());
+    assert!(harness.execs.remove(first.id()).await.unwrap());
+    let (second, started) = harness.start(request).unwrap();
+    assert!(started);
+    assert!(late.await.unwrap());
+    assert_eq!(second.info().state, ExecState::Running);
+    assert!(harness.execs.find(second.id()).is_some(), "it runs and can be found");
+    assert!(harness.execs.remove(second.id()).await.unwrap());
+}
+
+#[tokio::test]
 async fn input_reaches_the_process_up_to_its_end() {
     let harness = Harness::new();
     let (exec, _) = harness.start(ExecRequest { stdin: true, ..sh("cat; echo done") }).unwrap();
