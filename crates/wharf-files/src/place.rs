@@ -29,7 +29,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Where `path` leads. A link at its end is followed if `follow`, so that its target is meant and not the link.
+    /// Where `path` leads. A link at its end is followed if `follow`, so that its target is meant and not the link, but
+    /// for those of `/proc`.
     ///
     /// What was looked up stays what it is when somebody swaps a directory for a link meanwhile.
     pub(crate) fn of(path: &Path, parents: bool, follow: bool) -> io::Result<Self> {
@@ -38,7 +39,7 @@ impl Place {
             if parents { make_directories(&parent)? } else { rustix::fs::open(&parent, DIRECTORY, Mode::empty())? };
         let mut place = Self { directory, name };
         for _ in 0..MOST_LINKS {
-            if !follow || place.kind()? != Some(FileType::Symlink) {
+            if !follow || place.kind()? != Some(FileType::Symlink) || place.is_of_processes()? {
                 return Ok(place);
             }
             let target = rustix::fs::readlinkat(&place.directory, &place.name, Vec::new())?;
@@ -47,6 +48,11 @@ impl Place {
             place = Self { directory, name };
         }
         Err(Errno::LOOP.into())
+    }
+
+    /// Whether a link there is the kernel's own to something open: its text need not be the name of anything.
+    fn is_of_processes(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstatfs(&self.directory)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
     }
 
     /// What is there; a link itself.

@@ -46,14 +46,15 @@ pub struct Wanted {
     pub modified: Option<std::time::Duration>,
     /// Whether missing directories are made.
     pub parents: bool,
-    /// Whether a link at the path's end is replaced itself. Otherwise it stays, and its target is replaced.
-    pub replace_link: bool,
+    /// Whether a link, a pipe or the like at the path's end is replaced itself. Otherwise a link stays, and its target is
+    /// replaced.
+    pub replace_special: bool,
 }
 
 /// Why a file could not be written. The old one is as it was, unless [`ReplaceError::Torn`] says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplaceError {
-    /// A pipe, a socket or a device is at the path.
+    /// A pipe, a socket or a device is at the path, or a link of `/proc` to something open, such as `/dev/stdout`.
     #[error("it is neither a file nor a directory")]
     Special,
     #[error("it cannot be replaced by another file ({reason}), and writing it in place failed: {source}")]
@@ -102,12 +103,12 @@ impl NewFile {
     /// As the operating system says: an existing file must be writable for the caller, not only its directory.
     /// [`ReplaceError::Special`] for what is no file, without waiting on it.
     pub fn create(path: &Path, wanted: Wanted) -> Result<Self, ReplaceError> {
-        let target = Place::of(path, wanted.parents, !wanted.replace_link)?;
+        let target = Place::of(path, wanted.parents, !wanted.replace_special)?;
         let existing = match target.kind()? {
             None => None,
-            Some(FileType::Symlink) if wanted.replace_link => None,
             Some(FileType::Directory) => return Err(Errno::ISDIR.into()),
             Some(FileType::RegularFile) => writable(&target)?,
+            Some(_) if wanted.replace_special => None,
             Some(_) => return Err(ReplaceError::Special),
         };
         let mut stays = existing.as_ref().filter(|old| old.nlink() > 1).map(|_| "it has other names".to_owned());
@@ -208,6 +209,8 @@ impl NewFile {
         let target = open_existing(&self.target, OFlags::RDWR).map_err(|error| failed(error.into()))?;
         let length = self.content.seek(SeekFrom::End(0))?;
         let old_length = target.metadata()?.len();
+        let backup = spool(&std::env::temp_dir()).map_err(failed)?;
+        copy_all(&target, &backup).map_err(failed)?;
         if length > 0
             && let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
                 rustix::fs::fallocate(&target, FallocateFlags::KEEP_SIZE, 0, length)
@@ -216,8 +219,6 @@ impl NewFile {
             let _ = target.set_len(old_length);
             return Err(failed(error.into()));
         }
-        let backup = spool(&std::env::temp_dir()).map_err(failed)?;
-        copy_all(&target, &backup).map_err(failed)?;
         let written = copy_all(&self.content, &target)
             .and_then(|()| target.set_len(length))
             .and_then(|()| {

@@ -93,7 +93,7 @@ fn a_link_stays_and_its_target_is_replaced() {
     assert_eq!((fs::read(at("sub/file")).unwrap(), fs::read(at("nowhere")).unwrap()), (b"new".into(), b"new".into()));
     assert!(fs::symlink_metadata(at("one")).unwrap().is_symlink());
     assert_eq!(write(&at("loop"), b"").unwrap_err().into_io().raw_os_error(), Some(libc::ELOOP));
-    let itself = NewFile::create(&at("two"), Wanted { replace_link: true, ..Wanted::default() }).unwrap();
+    let itself = NewFile::create(&at("two"), Wanted { replace_special: true, ..Wanted::default() }).unwrap();
     itself.commit().unwrap();
     assert!(fs::symlink_metadata(at("two")).unwrap().is_file());
     assert_eq!(fs::read(at("sub/file")).unwrap(), b"new");
@@ -157,11 +157,32 @@ fn what_is_no_file_is_refused_without_waiting() {
     let pipe = directory.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::from_raw_mode(0o600)).unwrap();
     assert!(matches!(write(&pipe, b""), Err(ReplaceError::Special)));
+    let other = directory.path().join("other");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &other, Mode::from_raw_mode(0o600)).unwrap();
+    NewFile::create(&other, Wanted { replace_special: true, ..Wanted::default() }).unwrap().commit().unwrap();
+    assert!(fs::symlink_metadata(&other).unwrap().is_file());
     let code = |path: &Path| write(path, b"").unwrap_err().into_io().raw_os_error();
     assert_eq!(code(directory.path()), Some(libc::EISDIR));
     assert_eq!(code(&directory.path().join("..")), Some(libc::EISDIR));
     assert_eq!(code(&directory.path().join("none/file")), Some(libc::ENOENT));
     assert_eq!(code(&pipe.join("file")), Some(libc::ENOTDIR));
+}
+
+#[test]
+fn a_descriptor_given_as_a_path_is_no_name_that_could_be_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    fs::write(&path, "old").unwrap();
+    let open = File::open(&path).unwrap();
+    let (read, _write) = io::pipe().unwrap();
+    symlink(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open)), directory.path().join("link"))
+        .unwrap();
+    let pipe = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read));
+    for path in [&directory.path().join("link"), Path::new(&pipe)] {
+        assert!(matches!(write(path, b"new"), Err(ReplaceError::Special)), "{}", path.display());
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(names(directory.path()), ["file", "link"]);
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub async fn listen(port: u16) -> Option<TcpListener> {
 
 /// Writes the address in place of whatever is there: in `/tmp` anybody may have left a link.
 fn publish(path: &Path, address: &str) -> std::io::Result<()> {
-    let wanted = Wanted { mode: Some(0o644), replace_link: true, ..Wanted::default() };
+    let wanted = Wanted { mode: Some(0o644), replace_special: true, ..Wanted::default() };
     let mut file = NewFile::create(path, wanted).map_err(wharf_files::ReplaceError::into_io)?;
     std::io::Write::write_all(&mut file, address.as_bytes())?;
     file.commit().map_err(wharf_files::ReplaceError::into_io)

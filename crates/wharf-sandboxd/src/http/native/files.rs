@@ -181,7 +181,7 @@ pub(super) async fn write(
         fresh_mode: Some(0o644),
         modified: query.modified_at.map(parse_time).transpose()?,
         parents: query.parents,
-        replace_link: false,
+        replace_special: false,
     };
     let limit = core.identity()?.limits.upload_bytes;
     let target = path.clone();
