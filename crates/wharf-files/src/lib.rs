@@ -22,7 +22,7 @@ pub use pack::{Packed, Root, pack};
 pub use place::{make_directories, random_name, spool};
 pub use replace::{NewFile, ReplaceError, Wanted};
 pub use tree::{Bounds, Tree, TreeError, Unpacked, relative};
-pub use unpack::unpack;
+pub use unpack::{unpack, unpack_under};
 
 /// What was left out, and why: a special file, or one that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,10 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read, Write},
-    os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStrExt, fs::MetadataExt},
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -76,8 +73,8 @@ pub fn pack(source: &Path, root: Root, name: &Path, out: impl Write) -> io::Resu
             packer.header(name, &stat, Kind::Symlink(OsStr::from_bytes(target.as_bytes())))?;
         }
         FileType::RegularFile => {
-            let file = open_file(rustix::fs::CWD, source, follow)?;
-            packer.file(name, file)?;
+            let (file, stat) = open_file(rustix::fs::CWD, source, follow)?;
+            packer.file(name, file, &stat)?;
         }
         other => return Err(io::Error::other(format!("it is {}", described(other)))),
     }
@@ -170,7 +167,7 @@ impl<W: Write> Packer<W> {
                     self.header(name, &stat, Kind::File { size: 0 })?;
                 } else {
                     match open_file(directory, Path::new(entry), OFlags::NOFOLLOW) {
-                        Ok(file) => self.file(name, file)?,
+                        Ok((file, stat)) => self.file(name, file, &stat)?,
                         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                         Err(error) => {
                             self.skip(name, error.to_string());
@@ -187,10 +184,9 @@ impl<W: Write> Packer<W> {
         Ok(false)
     }
 
-    fn file(&mut self, name: &Path, mut file: File) -> io::Result<()> {
-        let stat = rustix::fs::fstat(&file)?;
-        let size = file.metadata()?.size();
-        self.header(name, &stat, Kind::File { size })?;
+    fn file(&mut self, name: &Path, mut file: File, stat: &Stat) -> io::Result<()> {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        self.header(name, stat, Kind::File { size })?;
         let mut left = size;
         let mut failure = None;
         while left > 0 {
@@ -232,20 +228,21 @@ impl<W: Write> Packer<W> {
         let target = target.as_bytes();
         let mut header = Header::new_gnu();
         let old = header.as_old_mut();
-        let mut extended = Vec::new();
+        // A member of its own holds any byte. Many readers take a line end for the end of an extended header's record.
         if bytes.len() <= old.name.len() {
             old.name[..bytes.len()].copy_from_slice(&bytes);
         } else {
-            record(&mut extended, "path", &bytes);
+            self.before(EntryType::GNULongName, "././@LongLink", &[&bytes, &b"\0"[..]].concat())?;
         }
         if target.len() <= old.linkname.len() {
             old.linkname[..target.len()].copy_from_slice(target);
         } else {
-            record(&mut extended, "linkpath", target);
+            self.before(EntryType::GNULongLink, "././@LongLink", &[target, b"\0"].concat())?;
         }
         let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
         if stat.st_mtime_nsec != 0 && stat.st_mtime > 0 {
-            record(&mut extended, "mtime", format!("{seconds}.{:09}", stat.st_mtime_nsec).as_bytes());
+            let time = record("mtime", &format!("{seconds}.{:09}", stat.st_mtime_nsec));
+            self.before(EntryType::XHeader, "pax/ext", time.as_bytes())?;
         }
         header.set_entry_type(entry_type);
         header.set_mode(stat.st_mode & 0o7777);
@@ -254,18 +251,20 @@ impl<W: Write> Packer<W> {
         header.set_mtime(seconds);
         header.set_size(size);
         header.set_cksum();
-        if !extended.is_empty() {
-            let mut before = Header::new_gnu();
-            before.as_old_mut().name[..7].copy_from_slice(b"pax/ext");
-            before.set_entry_type(EntryType::XHeader);
-            before.set_mode(0o644);
-            before.set_size(extended.len() as u64);
-            before.set_cksum();
-            self.out.write_all(before.as_bytes())?;
-            self.out.write_all(&extended)?;
-            self.pad(extended.len() as u64)?;
-        }
         self.out.write_all(header.as_bytes())
+    }
+
+    /// A member that says more of the next one than its header has room for.
+    fn before(&mut self, entry_type: EntryType, name: &str, content: &[u8]) -> io::Result<()> {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(entry_type);
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        self.out.write_all(header.as_bytes())?;
+        self.out.write_all(content)?;
+        self.pad(content.len() as u64)
     }
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
@@ -282,15 +281,13 @@ impl<W: Write> Packer<W> {
 }
 
 /// `LENGTH KEY=VALUE` and a line end, where the length counts itself.
-fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
+fn record(key: &str, value: &str) -> String {
     let rest = key.len() + value.len() + 3;
     let mut length = rest;
     while rest + length.to_string().len() != length {
         length = rest + length.to_string().len();
     }
-    records.extend_from_slice(format!("{length} {key}=").as_bytes());
-    records.extend_from_slice(value);
-    records.push(b'\n');
+    format!("{length} {key}={value}\n")
 }
 
 fn described(kind: FileType) -> &'static str {
@@ -303,10 +300,14 @@ fn described(kind: FileType) -> &'static str {
 }
 
 /// Opens a regular file; whatever else has taken its place is not waited for.
-fn open_file(at: impl std::os::fd::AsFd, path: &Path, follow: OFlags) -> io::Result<File> {
+fn open_file(at: impl std::os::fd::AsFd, path: &Path, follow: OFlags) -> io::Result<(File, Stat)> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
     let file = File::from(rustix::fs::openat(at, path, flags, Mode::empty())?);
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file any more")) }
+    let stat = rustix::fs::fstat(&file)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((file, stat)),
+        _ => Err(io::Error::other("it is no file any more")),
+    }
 }
 
 fn open_directory(root: &OwnedFd, below: &Path) -> Result<OwnedFd, Errno> {

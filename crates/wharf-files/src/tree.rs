@@ -10,6 +10,7 @@ use std::{
     io::{self, Write},
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
@@ -56,22 +57,22 @@ pub enum TreeError {
     Archive { reason: String },
     #[error("more than the allowed {limit} {what}")]
     TooLarge { limit: u64, what: &'static str },
-    #[error("could not {action} `{path}`: {source}", path = path.display())]
+    #[error("could not {action} `{path}`", path = path.display())]
     System { action: &'static str, path: PathBuf, source: io::Error },
     /// The stream broke, for whatever reason its source had.
-    #[error("the stream ended before its end: {0}")]
+    #[error("the stream ended before its end")]
     Stream(#[source] io::Error),
 }
 
 /// A directory that is being filled.
 #[derive(Debug)]
 pub struct Tree {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     shown: PathBuf,
     bounds: Bounds,
     entries: u64,
     /// The directory that was used last: members of one directory come together.
-    last: Option<(PathBuf, OwnedFd)>,
+    last: Option<(PathBuf, Arc<OwnedFd>)>,
     /// Modes and times of directories, set at the end: filling them would change their times, or not be allowed.
     directories: Vec<Directory>,
     made_root: bool,
@@ -91,7 +92,7 @@ struct Directory {
 #[derive(Debug)]
 pub struct NewMember {
     file: File,
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     name: OsString,
     /// Where it is until it is finished, when it replaces something.
     temporary: Option<OsString>,
@@ -111,7 +112,7 @@ impl Tree {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let root = rustix::fs::open(destination, flags, Mode::empty()).map_err(|error| system(error.into()))?;
         Ok(Self {
-            root,
+            root: Arc::new(root),
             shown: destination.to_owned(),
             bounds,
             entries: 0,
@@ -182,17 +183,15 @@ impl Tree {
     ///
     /// As [`Tree::directory`].
     pub fn file(&mut self, path: &Path) -> Result<NewMember, TreeError> {
-        let (parent, name) = self.place(path)?;
+        let (directory, name) = self.place(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        let directory = parent.try_clone();
-        let directory = directory.map_err(|source| self.system(path, source))?;
         let wrong = |error| self.error(path, error);
-        let member = match rustix::fs::openat(&directory, &name, flags, mode) {
+        let member = match rustix::fs::openat(&*directory, &name, flags, mode) {
             Ok(file) => NewMember { file: file.into(), directory, name, temporary: None, finished: false },
             Err(Errno::EXIST) => {
                 let temporary = random_name();
-                let file = rustix::fs::openat(&directory, &temporary, flags, mode).map_err(wrong)?;
+                let file = rustix::fs::openat(&*directory, &temporary, flags, mode).map_err(wrong)?;
                 NewMember { file: file.into(), directory, name, temporary: Some(temporary), finished: false }
             }
             Err(error) => return Err(wrong(error)),
@@ -224,9 +223,9 @@ impl Tree {
     pub fn symlink(&mut self, path: &Path, target: &Path, modified: Option<(i64, u32)>) -> Result<(), TreeError> {
         let (parent, name) = self.place(path)?;
         let made =
-            replace_name(parent, &name, |name: &OsStr| rustix::fs::symlinkat(target, parent, name)).and_then(|()| {
+            replace_name(&parent, &name, |name: &OsStr| rustix::fs::symlinkat(target, &*parent, name)).and_then(|()| {
                 let Some((seconds, nanoseconds)) = modified else { return Ok(()) };
-                rustix::fs::utimensat(parent, &name, &times(seconds, nanoseconds), AtFlags::SYMLINK_NOFOLLOW)
+                rustix::fs::utimensat(&*parent, &name, &times(seconds, nanoseconds), AtFlags::SYMLINK_NOFOLLOW)
             });
         made.map_err(|error| self.error(path, error))
     }
@@ -238,11 +237,9 @@ impl Tree {
     /// As [`Tree::directory`].
     pub fn hard_link(&mut self, path: &Path, target: &Path) -> Result<(), TreeError> {
         let (from, from_name) = self.place(target)?;
-        let from = from.try_clone();
-        let from = from.map_err(|source| self.system(target, source))?;
         let (to, name) = self.place(path)?;
-        let link = |name: &OsStr| rustix::fs::linkat(&from, &from_name, to, name, AtFlags::empty());
-        replace_name(to, &name, link).map_err(|error| self.error(path, error))
+        let link = |name: &OsStr| rustix::fs::linkat(&*from, &from_name, &*to, name, AtFlags::empty());
+        replace_name(&to, &name, link).map_err(|error| self.error(path, error))
     }
 
     /// Sets the modes and times of the directories; says what was made.
@@ -279,7 +276,7 @@ impl Tree {
     }
 
     /// The directory that a member stands in, and its name there.
-    fn place(&mut self, path: &Path) -> Result<(&OwnedFd, OsString), TreeError> {
+    fn place(&mut self, path: &Path) -> Result<(Arc<OwnedFd>, OsString), TreeError> {
         let name = path
             .file_name()
             .map(ToOwned::to_owned)
@@ -288,10 +285,8 @@ impl Tree {
         if self.last.as_ref().is_none_or(|(last, _)| last != parent) {
             self.enter(parent, 0o777)?;
         }
-        match &self.last {
-            Some((_, directory)) => Ok((directory, name)),
-            None => Ok((&self.root, name)),
-        }
+        let directory = self.last.as_ref().map_or(&self.root, |(_, directory)| directory);
+        Ok((directory.clone(), name))
     }
 
     /// Opens a directory, making what is missing; says whether the last one was made.
@@ -302,7 +297,7 @@ impl Tree {
         }
         match self.open(path) {
             Ok(directory) => {
-                self.last = Some((path.to_owned(), directory));
+                self.last = Some((path.to_owned(), Arc::new(directory)));
                 return Ok(false);
             }
             Err(Errno::NOENT) => {}
@@ -323,7 +318,7 @@ impl Tree {
             };
             at = open_beneath(&at, name).map_err(wrong)?;
         }
-        self.last = Some((path.to_owned(), at));
+        self.last = Some((path.to_owned(), Arc::new(at)));
         Ok(made)
     }
 
@@ -353,7 +348,7 @@ impl NewMember {
             rustix::fs::futimens(&self.file, &times(seconds, nanoseconds))?;
         }
         if let Some(temporary) = &self.temporary {
-            rustix::fs::renameat(&self.directory, temporary, &self.directory, &self.name)?;
+            rustix::fs::renameat(&*self.directory, temporary, &*self.directory, &self.name)?;
         }
         self.finished = true;
         Ok(())
@@ -375,7 +370,7 @@ impl Drop for NewMember {
         if !self.finished {
             let name = self.temporary.as_ref().unwrap_or(&self.name);
             // Nobody can do more about a file that cannot be removed.
-            let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&*self.directory, name, AtFlags::empty());
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     cell::Cell,
+    ffi::OsStr,
     io::{self, BufReader, Read, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -26,6 +28,22 @@ const MOST_BETWEEN_MEMBERS: u64 = 2 << 20;
 /// [`TreeError::Archive`] for what is no tar or leads out, [`TreeError::TooLarge`] beyond the bounds,
 /// [`TreeError::Stream`] if reading fails. Members before that are left, each one whole.
 pub fn unpack(stream: impl Read, destination: &Path, bounds: Bounds) -> Result<Unpacked, TreeError> {
+    unpack_under(stream, destination, Path::new(""), bounds)
+}
+
+/// As [`unpack`], with every member below `name` in `destination`: what stands there under that name is part of the tree, and
+/// a link there is not followed.
+///
+/// # Errors
+///
+/// As [`unpack`].
+pub fn unpack_under(
+    stream: impl Read,
+    destination: &Path,
+    under: &Path,
+    bounds: Bounds,
+) -> Result<Unpacked, TreeError> {
+    let below = |name: &Path| relative(name).map(|path| under.join(path)).ok_or_else(|| leads_out(name));
     let mut tree = Tree::below(destination, bounds)?;
     let budget = Rc::new(Cell::new(u64::MAX));
     let failure = Rc::new(Cell::new(None));
@@ -45,15 +63,23 @@ pub fn unpack(stream: impl Read, destination: &Path, bounds: Bounds) -> Result<U
         budget.set(u64::MAX);
         tree.count_entry()?;
         let name = entry.path().map_err(broken)?.into_owned();
-        let path = relative(&name).ok_or_else(|| leads_out(&name))?;
+        let path = below(&name)?;
         let mode = entry.header().mode().map_err(broken)?;
-        let modified = modified(&mut entry).map_err(broken)?;
+        let Extended { modified, sparse_name } = extended(&mut entry).map_err(broken)?;
+        if let Some(name) = sparse_name {
+            // Its content begins with a map of itself, which the library would take for content.
+            tree.skip(
+                &name,
+                "a sparse file in the form of POSIX archives: pack it with --format=gnu or without --sparse",
+            );
+            while entry.read(&mut buffer).map_err(broken)? > 0 {}
+            continue;
+        }
         match entry.header().entry_type() {
             EntryType::Directory => tree.directory(&path, Some(mode), modified)?,
             EntryType::Symlink => tree.symlink(&path, &target_of(&entry)?, modified)?,
             EntryType::Link => {
-                let target = target_of(&entry)?;
-                let target = relative(&target).ok_or_else(|| leads_out(&target))?;
+                let target = below(&target_of(&entry)?)?;
                 tree.hard_link(&path, &target)?;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -103,18 +129,29 @@ fn leads_out(name: &Path) -> TreeError {
     TreeError::Archive { reason: format!("the member `{}` leads out of the destination", name.display()) }
 }
 
-/// Seconds and nanoseconds since 1970; the extended header knows parts of a second.
-fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<(i64, u32)>> {
-    let plain = entry.header().mtime()?;
+/// What the extended header of a member says.
+struct Extended {
+    /// Seconds and nanoseconds since 1970; the extended header knows parts of a second.
+    modified: Option<(i64, u32)>,
+    /// The name of a file that is packed with its holes left out.
+    sparse_name: Option<PathBuf>,
+}
+
+fn extended<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
+    let mut modified = i64::try_from(entry.header().mtime()?).ok().map(|seconds| (seconds, 0));
+    let (mut is_sparse, mut sparse_name) = (false, None);
     for extension in entry.pax_extensions()?.into_iter().flatten() {
         let extension = extension?;
-        if extension.key_bytes() == b"mtime"
-            && let Some(time) = extension.value().ok().and_then(parse_time)
-        {
-            return Ok(Some(time));
+        match extension.key_bytes() {
+            b"mtime" => modified = extension.value().ok().and_then(parse_time).or(modified),
+            b"GNU.sparse.name" => sparse_name = Some(PathBuf::from(OsStr::from_bytes(extension.value_bytes()))),
+            key => is_sparse |= key.starts_with(b"GNU.sparse."),
         }
     }
-    Ok(i64::try_from(plain).ok().map(|seconds| (seconds, 0)))
+    if is_sparse && sparse_name.is_none() {
+        sparse_name = Some(entry.path()?.into_owned());
+    }
+    Ok(Extended { modified, sparse_name })
 }
 
 fn parse_time(text: &str) -> Option<(i64, u32)> {

@@ -1,7 +1,7 @@
 use std::{
     fs,
     os::unix::{
-        fs::{PermissionsExt, symlink},
+        fs::{MetadataExt, PermissionsExt, symlink},
         net::UnixListener,
     },
     process::Command,
@@ -76,6 +76,20 @@ fn a_tree_comes_out_as_it_went_in() {
     let read = Command::new("tar").arg("-xpf").arg(&file).arg("-C").arg(&other).status().unwrap();
     assert!(read.success());
     assert_eq!(tree(&other), tree(&from));
+}
+
+#[test]
+fn long_names_and_targets_with_line_ends_come_out_as_they_went_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+    let long = format!("{}\n\n30 path=elsewhere\n", "n".repeat(120));
+    fs::create_dir_all(from.join(&long)).unwrap();
+    fs::write(from.join(&long).join("file"), "x").unwrap();
+    fs::hard_link(from.join(&long).join("file"), from.join("same")).unwrap();
+    symlink(&long, from.join("link")).unwrap();
+    let (archive, _) = packed(&from, "");
+    unpack(&archive[..], &to, Bounds::NONE).unwrap();
+    assert_eq!(tree(&to), tree(&from));
 }
 
 #[test]

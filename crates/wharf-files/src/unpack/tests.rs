@@ -107,6 +107,32 @@ fn devices_and_pipes_are_left_out_and_named() {
 }
 
 #[test]
+fn a_sparse_file_comes_out_whole_or_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let sparse = fs::File::create(directory.path().join("sparse")).unwrap();
+    sparse.set_len(300_000).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", 200_000).unwrap();
+    for (form, whole) in [
+        (&["--format=gnu"][..], true),
+        (&["--format=posix", "--sparse-version=1.0"], false),
+        (&["--format=posix", "--sparse-version=0.1"], false),
+        (&["--format=posix", "--sparse-version=0.0"], false),
+    ] {
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-S").args(form).args(["-c", "sparse"]).current_dir(directory.path());
+        let archive = tar.output().unwrap().stdout;
+        let to = directory.path().join(form.concat());
+        let done = unpack(&archive[..], &to, BOUNDS).unwrap();
+        if whole {
+            assert_eq!(fs::read(to.join("sparse")).unwrap(), fs::read(directory.path().join("sparse")).unwrap());
+        } else {
+            assert_eq!((done.files, done.skipped_count, done.skipped[0].path.as_path()), (0, 1, Path::new("sparse")));
+            assert!(done.skipped[0].reason.contains("sparse") && names(&to).is_empty(), "{form:?}: {done:?}");
+        }
+    }
+}
+
+#[test]
 fn nothing_that_is_unpacked_runs_as_its_owner() {
     let directory = tempfile::tempdir().unwrap();
     unpack(&tar_of(&[("program", Regular, "x"), ("dir", Directory, "")])[..], directory.path(), BOUNDS).unwrap();
