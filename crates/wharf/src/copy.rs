@@ -7,23 +7,29 @@
 //! ```
 //!
 //! Modes (without set-user-id and set-group-id) and times come along; the owner is whoever owns new files there. A link
-//! is copied as a link, wherever it points, and what is copied never goes through one. Special files are left out, named at
+//! is copied as a link, wherever it points, and what is copied never goes through one: only a link that is itself named as the
+//! TARGET is followed, and one that stands in a TARGET under the SOURCE's name is replaced or, in the way of a directory,
+//! refused. Special files are left out, named at
 //! the end, and make the exit code 3. A file is replaced once it is whole. What comes from a sandbox is hostile.
 
 use std::{
-    fs::{File, Metadata},
+    fs::{File, FileType, Metadata},
     io::{self, IsTerminal, Write},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use rustix::fs::OFlags;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::SyncIoBridge;
 use wharf_client::{ClientError, ErrorKind, Files, Like, Sandbox};
 use wharf_files::{Bounds, NewFile, ReplaceError, Root, Tree, Wanted};
-use wharf_protocol::{FileKind, FileStat, ProblemKind, Skipped, SkippedFile};
+use wharf_protocol::{FileKind, ProblemKind, Skipped, SkippedFile};
 use wharf_runtime::Runtime;
 
 use crate::{
@@ -144,21 +150,30 @@ async fn copy_out(
     if existing.is_none() && says_directory(&text) && stat.kind != FileKind::Directory {
         bail!("could not write `{text}`: there is no such directory");
     }
-    let name = Path::new(path).file_name();
-    let place = match name {
-        Some(name) if into && !means_content(path) => target.join(name),
-        _ => target,
-    };
+    // What stands in a directory under that name was not named by the caller: a sandbox may have made it.
+    let name = Path::new(path).file_name().filter(|_| into && !means_content(path));
+    let place = name.map_or_else(|| target.clone(), |name| target.join(name));
     match stat.kind {
         FileKind::Directory => {
             if existing.is_some_and(|existing| !existing.is_dir()) {
                 bail!("could not copy the directory `{path}` to `{text}`: it is a file");
             }
-            copy_tree_out(files, path, place, progress).await
+            copy_tree_out(files, path, target, name.map(PathBuf::from).unwrap_or_default(), progress).await
         }
-        FileKind::File => copy_file_out(files, path, &stat, &place, progress).await.map(|()| Skipped::default()),
+        FileKind::File => {
+            let wanted = Wanted {
+                mode: Some(stat.mode & 0o777),
+                modified: Duration::try_from_secs_f64(stat.modified_at).ok(),
+                replace_special: name.is_some(),
+                ..Wanted::default()
+            };
+            copy_file_out(files, path, wanted, &place, progress).await.map(|()| Skipped::default())
+        }
         FileKind::Symlink => {
             let link = stat.target.as_deref().context("the sandbox did not say where the symlink points to")?;
+            if link.contains(char::REPLACEMENT_CHARACTER) {
+                bail!("could not copy the symlink `{path}`: its target is no UTF-8 text; its directory can be copied");
+            }
             make_link(&place, Path::new(link), stat.modified_at)?;
             Ok(Skipped::default())
         }
@@ -166,11 +181,19 @@ async fn copy_out(
     }
 }
 
-async fn copy_tree_out(files: Files<'_>, path: &str, place: PathBuf, progress: &Progress) -> anyhow::Result<Skipped> {
+/// Fills `name` in the directory `target`, or `target` itself.
+async fn copy_tree_out(
+    files: Files<'_>,
+    path: &str,
+    target: PathBuf,
+    name: PathBuf,
+    progress: &Progress,
+) -> anyhow::Result<Skipped> {
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let shown = place.display().to_string();
+    let shown = target.join(&name).display().to_string();
     let reader = SyncIoBridge::new(far);
-    let unpacking = tokio::task::spawn_blocking(move || wharf_files::unpack(reader, &place, Bounds::NONE));
+    let unpacking =
+        tokio::task::spawn_blocking(move || wharf_files::unpack_under(reader, &target, &name, Bounds::NONE));
     let read = async {
         let mut near = progress.write(near);
         files.read_tar(path, &mut near).await
@@ -195,22 +218,20 @@ async fn copy_tree_out(files: Files<'_>, path: &str, place: PathBuf, progress: &
 async fn copy_file_out(
     files: Files<'_>,
     path: &str,
-    stat: &FileStat,
+    wanted: Wanted,
     place: &Path,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let wanted = Wanted {
-        mode: Some(stat.mode & 0o777),
-        modified: Duration::try_from_secs_f64(stat.modified_at).ok(),
-        ..Wanted::default()
-    };
     let shown = place.display().to_string();
     let failed = || format!("could not write `{shown}`");
     let mut file = match NewFile::create(place, wanted) {
         Ok(file) => file,
-        // A pipe or a device, such as /dev/stdout: nothing of it can be lost.
+        // A pipe or a device, or what we have open: what is there stays, and the content follows on it.
         Err(ReplaceError::Special) => {
-            let special = tokio::fs::OpenOptions::new().write(true).open(place).await.with_context(failed)?;
+            let special = match own_stream(place) {
+                Some(stream) => tokio::fs::File::from_std(stream.with_context(failed)?.into()),
+                None => tokio::fs::OpenOptions::new().append(true).open(place).await.with_context(failed)?,
+            };
             return files.read(path, progress.write(special)).await.map(drop).map_err(|error| match error {
                 ClientError::Local(source) => anyhow::Error::new(source).context(failed()),
                 error => error.into(),
@@ -241,6 +262,16 @@ async fn copy_file_out(
     let file = written.with_context(failed)?;
     let committed = tokio::task::spawn_blocking(move || file.commit()).await.context("writing ended by itself")?;
     committed.with_context(failed)
+}
+
+/// Our own standard output or error if it is named: opened anew, a file would be written from its beginning.
+fn own_stream(path: &Path) -> Option<io::Result<OwnedFd>> {
+    let stream = match path.to_str()? {
+        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => rustix::stdio::stdout(),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => rustix::stdio::stderr(),
+        _ => return None,
+    };
+    Some(rustix::io::dup(stream).map_err(Into::into))
 }
 
 fn make_link(place: &Path, target: &Path, modified_at: f64) -> anyhow::Result<()> {
@@ -300,24 +331,37 @@ async fn copy_in(
         let directory = if directory.is_empty() { "/" } else { directory };
         return pack_in(files, source, Root::Link, PathBuf::from(name), directory, progress).await;
     }
-    if !metadata.is_file() {
-        let kind = metadata.file_type();
-        let what = if kind.is_fifo() {
-            "a named pipe"
-        } else if kind.is_socket() {
-            "a socket"
-        } else {
-            "a device"
-        };
-        bail!("could not copy `{text}`: it is {what}");
-    }
+    let (file, metadata) = open_file(&source, follow)?;
     let like = Like { mode: Some(metadata.mode() & 0o777), modified_at: modified_at(&metadata) };
-    let file = File::open(&source).with_context(|| format!("could not read `{text}`"))?;
     // Of a file that grows, what was there; a file of /proc says it has no bytes, and has some.
     let length = if metadata.len() == 0 { u64::MAX } else { metadata.len() };
     let file = tokio::fs::File::from_std(file).take(length);
     files.write(&target, like, progress.read(file)).await?;
     Ok(Skipped::default())
+}
+
+/// Opens a file, and nothing that has come in its place since it was looked at: a sandbox may write where it is.
+fn open_file(path: &Path, follow: bool) -> anyhow::Result<(File, Metadata)> {
+    let text = path.display();
+    let flags = OFlags::NONBLOCK | if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let kind_of = |kind: FileType| match kind {
+        _ if kind.is_fifo() => "a named pipe",
+        _ if kind.is_socket() => "a socket",
+        _ if kind.is_dir() => "a directory by now",
+        _ => "a device",
+    };
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    let opened = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata)));
+    let found = match opened {
+        Ok((file, metadata)) if metadata.is_file() => return Ok((file, metadata)),
+        Ok((_, metadata)) => metadata,
+        // A socket cannot be opened at all.
+        Err(error) => match std::fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_socket() => metadata,
+            _ => return Err(error).with_context(|| format!("could not read `{text}`")),
+        },
+    };
+    bail!("could not copy `{text}`: it is {}", kind_of(found.file_type()))
 }
 
 fn modified_at(metadata: &Metadata) -> Option<f64> {
@@ -371,6 +415,22 @@ mod tests {
         ] {
             assert_eq!((means_content(path), says_directory(path)), (content, directory), "{path}");
         }
+    }
+
+    #[test]
+    fn what_has_come_in_the_place_of_a_file_is_not_read() {
+        let directory = std::env::temp_dir().join(format!("wharf-copy-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let at = |name: &str| directory.join(name);
+        std::fs::write(at("secret"), "of the host").unwrap();
+        std::os::unix::fs::symlink("secret", at("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        for name in ["link", "pipe", "."] {
+            assert!(open_file(&at(name), false).is_err(), "{name}");
+        }
+        open_file(&at("secret"), false).unwrap();
+        open_file(&at("link"), true).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

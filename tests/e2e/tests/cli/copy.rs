@@ -187,6 +187,42 @@ fn a_link_is_a_link_and_drags_nothing_along() {
 }
 
 #[test]
+fn what_stands_in_the_target_under_the_same_name_leads_no_copy_out_of_it() {
+    let copies = Copies::new();
+    let [secret, dir] = [copies.write("home/rc", "kept"), copies.at("dir")];
+    fs::create_dir(&dir).unwrap();
+    symlink(&secret, dir.join("file")).unwrap();
+    symlink(copies.at("home"), dir.join("tree")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.join("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    copies.inside("echo new > file; echo new > pipe; mkdir tree; echo evil > tree/rc");
+    for name in ["file", "pipe"] {
+        copies.copy(&[&format!("box:{name}"), "dir"]);
+        assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), "new\n");
+        assert!(fs::symlink_metadata(dir.join(name)).unwrap().is_file(), "{name}");
+    }
+    copies.refused(&["box:tree", "dir"], 125, "through a symlink");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "kept");
+    // The name that the caller gives is the caller's.
+    symlink("home/rc", copies.at("named")).unwrap();
+    copies.copy(&["box:file", "named"]);
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "new\n");
+}
+
+#[test]
+fn a_copy_to_what_is_open_follows_on_what_is_there() {
+    let copies = Copies::new();
+    copies.inside("printf body > file");
+    let cp = |target: &str| copies.wharf.command(&["cp", "box:file", target]);
+    let log = fs::OpenOptions::new().create(true).append(true).open(copies.write("log", "old ")).unwrap();
+    for target in ["/dev/stdout", "/dev/fd/1"] {
+        assert!(cp(target).stdout(log.try_clone().unwrap()).status().unwrap().success(), "{target}");
+    }
+    assert_eq!(fs::read_to_string(copies.at("log")).unwrap(), "old bodybody");
+    let piped = cp("/dev/stdout").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&piped.stdout), "body");
+}
+
+#[test]
 fn what_fails_leaves_the_old_file() {
     let copies = Copies::new();
     copies.write("keep", "kept");
