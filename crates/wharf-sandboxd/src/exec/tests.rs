@@ -292,8 +292,10 @@ async fn what_is_left_in_the_background_may_go_on_printing() {
     let harness = Harness::new();
     let here = tempfile::tempdir().unwrap();
     let (go, done) = (here.path().join("go"), here.path().join("done"));
-    let fifos = format!("mkfifo {} {}", go.display(), done.display());
-    assert!(std::process::Command::new("sh").args(["-c", &fifos]).status().unwrap().success());
+    // By no child of ours: what ends a tree in another test reaps whatever it did not start.
+    for fifo in [&go, &done] {
+        rustix::fs::mkfifoat(rustix::fs::CWD, fifo, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    }
     let script = format!("(read x < {}; echo late && echo alive > {}) & echo $!", go.display(), done.display());
     let (exec, _) = harness.start(sh(&script)).unwrap();
     exec.wait().await;
