@@ -392,4 +392,16 @@ mod tests {
         assert_eq!(parse_stat(7, stat), Some(expected));
         assert_eq!(parse_stat(7, "7 (x"), None);
     }
+
+    #[test]
+    fn a_signal_reaches_the_process_that_is_meant_and_none_that_has_its_number_now() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let meant = ProcessId::of_child(child.id().cast_signed());
+        let another = ProcessId { began: meant.began - 1, ..meant };
+        send(another, Signal::KILL);
+        // Had the first one come, this would be too late.
+        send(meant, Signal::TERM);
+        let ended = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(Signal::TERM.as_raw()));
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use super::{KEY, Server, is_alive};
+use super::{KEY, SECRET, Server, is_alive};
 
 /// Long enough for a busy machine; nothing waits for it unless it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -149,9 +149,27 @@ fn nothing_of_a_careless_start_reaches_what_runs_inside() {
     // sandboxd itself does its work all the same: it hears of ends, makes files as it should, and has descriptors.
     server.delete(&format!("/v1/execs/{id}"));
     assert_eq!(server.run("umask"), "0022");
+    let (ended, _) = server.exec(&json!({ "argv": ["sh", "-c", "exit 7"] }));
+    assert_eq!(server.wait(&ended)["state"], json!("exited"));
+    assert_eq!(server.wait(&ended)["code"], 7);
+    let made = format!("{home}/made");
+    assert_eq!(server.post(KEY, "/v1/files/directory", &json!({ "path": made })).0, 204);
+    assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o7777, 0o755);
     let sandboxd = of_process(&server.child.id().to_string(), "limits");
     let files = sandboxd.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert!(!files.contains(" 64 "), "{files}");
+}
+
+#[test]
+fn a_child_has_the_ids_and_groups_of_its_user_and_no_other() {
+    // As root of many groups, which a container's often is.
+    let server = Server::blank(&["setpriv", "--groups", "0,4,27,54321"]);
+    let request = json!({ "keys": [KEY], "working_dir": server.home.path(), "user": { "name": "nobody" } });
+    assert_eq!(server.post(SECRET, "/v1/bind", &request).0, 204, "run the tests as root");
+    let nobody = "Uid: 65534 65534 65534 65534\nGid: 65534 65534 65534 65534\nGroups:";
+    let ids = "grep -E '^(Uid|Gid|Groups):' /proc/self/status | sed -E 's/[[:space:]]+/ /g; s/ $//'";
+    assert_eq!(server.printed(&["sh", "-c", ids]).trim_end(), nobody);
+    assert_eq!(server.run(ids), nobody);
 }
 
 #[test]
@@ -210,6 +228,34 @@ fn no_process_leaves_its_tree() {
 fn no_process_of_an_ordinary_user_leaves_its_tree() {
     let prefix = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"];
     try_to_leave(&prefix);
+}
+
+/// What is left without the filter: who lowers the limit is found as a child, or by its session.
+#[test]
+fn what_takes_off_its_mark_is_found_by_parent_and_session_or_ends_with_the_sandbox() {
+    // As in a pod of OpenHands' own: root without CAP_SYS_ADMIN, to which new privileges are allowed.
+    let mut server = Server::bound(&["setpriv", "--bounding-set", "-sys_admin", "--inh-caps=-all"], json!({}));
+    let stay = |name: &str| {
+        let file = server.home.path().join(name);
+        format!("sh -c 'echo $$ > {}; exec sleep 1000'", file.display())
+    };
+    // A child in a session of its own, an orphan of the leader's session, and one that leaves both.
+    let script = format!(
+        "exec >/dev/null 2>&1 </dev/null\nulimit -R 1000000\nsetsid {} &\n({} &)\nsetsid -f {}\nexec sleep 1000",
+        stay("child"),
+        stay("orphan"),
+        stay("gone")
+    );
+    let (id, leader) = server.exec(&json!({ "argv": ["bash", "-c", script] }));
+    let [child, orphan, gone] = ["child", "orphan", "gone"].map(|name| until(name, || server.file(name)));
+    server.delete(&format!("/v1/execs/{id}"));
+    for (what, pid) in [("leader", &leader), ("child", &child), ("orphan", &orphan)] {
+        assert!(!is_alive(pid), "{what}");
+    }
+    assert!(is_alive(&gone), "the kernel takes a filter here: this tries nothing");
+    rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
+    assert_eq!(until("its end", || server.child.try_wait().unwrap()).code(), Some(0));
+    assert!(!is_alive(&gone));
 }
 
 /// A program of a few machine instructions that sets the limit by one way into the kernel and ends with its errno.
@@ -306,9 +352,12 @@ fn removing_what_has_ended_kills_nobody_who_has_its_number_now() {
         server.delete(&format!("/v1/execs/{next}"));
         None
     });
+    // Neither a signal to the one that has ended reaches it, nor its removal.
+    let (status, problem) = server.post(KEY, &format!("/v1/execs/{ended}/signal"), &json!({ "signal": "TERM" }));
+    assert_eq!((status, &problem["kind"]), (409, &json!("conflict")), "{problem}");
+    assert!(is_alive_in(&server, &number));
     server.delete(&format!("/v1/execs/{ended}"));
     assert_eq!(server.get(&format!("/v1/execs/{stranger}"))["state"], "running");
-    // Nor does a signal to the one that has ended reach it.
     assert!(is_alive_in(&server, &number));
 }
 
@@ -333,7 +382,7 @@ fn sigterm_ends_the_server_although_it_was_started_with_it_blocked() {
     let block = "sigprocmask(SIG_SETMASK, POSIX::SigSet->new(SIGTERM)); exec @ARGV";
     let mut server = Server::bound(&["perl", "-MPOSIX", "-e", block], json!({}));
     rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
-    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    assert_eq!(until("its end", || server.child.try_wait().unwrap()).code(), Some(0));
 }
 
 /// A program that nobody but root may signal, started by an ordinary user.
