@@ -96,7 +96,10 @@ impl Server {
 
     fn bound(prefix: &[&str], limits: Value) -> Self {
         let server = Self::blank(prefix);
-        let request = json!({ "keys": [KEY], "working_dir": server.home.path(), "limits": limits });
+        // A shell reads nothing of whoever runs the tests.
+        let environment = json!({ "HOME": server.home.path() });
+        let home = server.home.path();
+        let request = json!({ "keys": [KEY], "working_dir": home, "limits": limits, "environment": environment });
         assert_eq!(server.post(SECRET, "/v1/bind", &request).0, 204);
         server
     }

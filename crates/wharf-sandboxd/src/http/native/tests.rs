@@ -58,7 +58,9 @@ impl Api {
 
     /// Binds with what every bind needs and `more`.
     async fn bind(&self, more: Value) -> Answer {
-        let mut request = json!({ "keys": [KEY], "working_dir": self.home.path() });
+        // A shell reads nothing of whoever runs the tests.
+        let environment = json!({ "HOME": self.home.path() });
+        let mut request = json!({ "keys": [KEY], "working_dir": self.home.path(), "environment": environment });
         request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.ask_as(SECRET, Method::POST, "/v1/bind", request.to_string().into_bytes(), &[]).await
     }
