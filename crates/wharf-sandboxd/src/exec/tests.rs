@@ -173,6 +173,22 @@ async fn finished_execs_make_place_for_new_ones_oldest_first() {
     harness.shutdown.cancel();
 }
 
+#[tokio::test]
+async fn a_finished_exec_is_forgotten_after_a_day_unless_it_is_being_read() {
+    let harness = Harness::new();
+    let (old, young) = (harness.start(sh("true")).unwrap().0, harness.start(sh("true")).unwrap().0);
+    for (exec, hours) in [(&old, 25), (&young, 23)] {
+        exec.wait().await;
+        let ended = SystemTime::now() - Duration::from_secs(hours * 3600);
+        exec.state.send_modify(|observed| observed.finished_at = Some(ended));
+    }
+    let here = old.arrive();
+    assert_eq!(harness.execs.list().len(), 2);
+    drop(here);
+    let kept: Vec<ExecId> = harness.execs.list().iter().map(|exec| exec.id().clone()).collect();
+    assert_eq!(kept, [young.id().clone()]);
+}
+
 /// Reads as the caller does, one frame's worth at a time.
 async fn read_slowly(exec: &Exec, until: u64) -> Vec<u8> {
     let (mut at, mut bytes) = (ByteOffset(0), Vec::new());
