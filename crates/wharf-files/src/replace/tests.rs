@@ -213,3 +213,54 @@ fn a_program_that_runs_is_replaced() {
     replaced.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
 }
+
+/// Does something as a user who is neither root nor the owner of anything.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use rustix::{
+        process::{Gid, Uid},
+        thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+    };
+    let (uid, gid) = (Uid::from_raw(65_534), Gid::from_raw(65_534));
+    // The kernel keeps ids for each thread, and this one ends.
+    let on_a_thread = || {
+        set_thread_groups(&[]).expect("run the tests as root");
+        set_thread_res_gid(gid, gid, gid).unwrap();
+        set_thread_res_uid(uid, uid, uid).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(on_a_thread).join().unwrap())
+}
+
+#[test]
+fn what_fails_while_it_is_written_in_place_is_put_back() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+    for (old, new) in [(&b"a longer old content"[..], &b"new"[..]), (b"old", b"a longer new content")] {
+        fs::write(&one, old).unwrap();
+        fs::set_permissions(&one, Permissions::from_mode(0o666)).unwrap();
+        let _ = fs::hard_link(&one, &two);
+        // Whoever may write a file may not change its mode, which comes behind the content.
+        let wanted = Wanted { mode: Some(0o600), ..Wanted::default() };
+        let error = as_nobody(|| {
+            let mut file = NewFile::create(&one, wanted)?;
+            file.write_all(new)?;
+            file.commit()
+        })
+        .unwrap_err();
+        assert!(matches!(error, ReplaceError::InPlace { .. }), "{error}");
+        assert_eq!((fs::read(&one).unwrap(), fs::read(&two).unwrap()), (old.to_vec(), old.to_vec()));
+        assert_eq!(names(directory.path()), ["one", "two"]);
+    }
+}
+
+#[test]
+fn a_file_that_may_not_be_written_is_not_replaced_either() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = directory.path().join("file");
+    fs::write(&path, "of root").unwrap();
+    let refused = as_nobody(|| write(&path, b"new")).unwrap_err();
+    assert_eq!(refused.into_io().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(fs::read(&path).unwrap(), b"of root");
+}
