@@ -32,9 +32,11 @@ impl Lock {
         loop {
             let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(path)?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Whoever held it before has removed the file: then it is not the lock any more.
-                Ok(()) if !is_at(&file, path) => {}
-                Ok(()) => return Ok(Some(Self { path: path.to_owned(), file })),
+                Ok(()) => {
+                    if let Some(lock) = Self::of_locked(file, path) {
+                        return Ok(Some(lock));
+                    }
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(None),
                 Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(INTERVAL),
                 Err(error) => return Err(error.into()),
@@ -45,6 +47,12 @@ impl Lock {
     /// The lock for another process: nobody else has it until both have given it back.
     pub(super) fn share(&self) -> io::Result<File> {
         self.file.try_clone()
+    }
+
+    /// The lock that a locked file is; `None` if whoever held it before has removed the file since it was opened: another
+    /// one is the lock then.
+    fn of_locked(file: File, path: &Path) -> Option<Self> {
+        is_at(&file, path).then(|| Self { path: path.to_owned(), file })
     }
 }
 
@@ -78,6 +86,17 @@ mod tests {
         fs::write(&path, "").unwrap();
         drop(Lock::take(&path, Duration::ZERO).unwrap().unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_removed_meanwhile_is_no_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("box");
+        let opened = File::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(Lock::of_locked(opened.try_clone().unwrap(), &path).is_none());
+        let held = Lock::take(&path, Duration::ZERO).unwrap();
+        assert!(Lock::of_locked(opened, &path).is_none() && held.is_some());
     }
 
     #[test]

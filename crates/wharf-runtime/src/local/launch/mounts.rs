@@ -109,3 +109,34 @@ fn write_text(path: &Path, text: &str, owner: Owner) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_the_place_of_a_source_meanwhile_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = fs::canonicalize(directory.path()).unwrap();
+        let at = |name: &str| place.join(name).display().to_string();
+        for name in ["outer", "outer/inner", "other"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        let known: BTreeMap<String, Object> = [at("outer"), at("outer/inner")]
+            .into_iter()
+            .map(|source| (source.clone(), Object::at(Path::new(&source)).unwrap()))
+            .collect();
+        open_source(&at("outer/inner"), &known).unwrap();
+        assert!(open_source(&at("other"), &known).is_err(), "it was never planned");
+        // The same directory, by way of a link.
+        fs::rename(at("outer"), at("aside")).unwrap();
+        symlink("aside", at("outer")).unwrap();
+        let through_a_link = open_source(&at("outer/inner"), &known).unwrap_err();
+        assert_eq!(through_a_link.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+        fs::remove_file(at("outer")).unwrap();
+        fs::create_dir_all(at("outer/inner")).unwrap();
+        assert!(open_source(&at("outer/inner"), &known).is_err(), "another directory");
+    }
+}
