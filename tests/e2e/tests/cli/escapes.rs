@@ -1,6 +1,12 @@
 //! What runs inside tries to get out, or to take more than its share.
 
-use std::process::Command;
+use std::{
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    process::Command,
+};
 
 use super::Wharf;
 
@@ -42,7 +48,15 @@ fn attempts(wharf: &Wharf, secret: &std::path::Path, socket: &str) -> Vec<Attemp
     };
     let shadow = std::fs::read("/etc/shadow").expect("run the tests as root");
     let sum = |path: &str| format!("test \"$(cksum < {path})\" = '{}'", checksum(&shadow));
+    let namespace = |what, name: &str| {
+        let host = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        attempt(what, &format!("test \"$(readlink /proc/self/ns/{name})\" = '{}'", host.display()))
+    };
     vec![
+        namespace("be among the host's processes", "pid"),
+        namespace("be one of the host's users", "user"),
+        namespace("share memory and queues with the host", "ipc"),
+        namespace("see the host's control groups", "cgroup"),
         attempt("read the host's shadow file", &sum("/etc/shadow")),
         attempt("read the host's shadow file by way of sandboxd", &sum("/proc/$PPID/root/etc/shadow")),
         attempt("read a host file", &format!("cat {}", secret.display())),
@@ -51,6 +65,13 @@ fn attempts(wharf: &Wharf, secret: &std::path::Path, socket: &str) -> Vec<Attemp
             "reach another sandbox's socket",
             &format!(
                 "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"{socket}\")) or exit 1'"
+            ),
+        ),
+        attempt(
+            "reach a socket of the host that has no file",
+            &format!(
+                "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(\"\\0{}\")) or exit 1'",
+                abstract_name(wharf)
             ),
         ),
         // PTRACE_SEIZE, which stops nobody.
@@ -83,6 +104,11 @@ fn attempts(wharf: &Wharf, secret: &std::path::Path, socket: &str) -> Vec<Attemp
     ]
 }
 
+/// The name of a socket without a file. The two suites run at the same time.
+fn abstract_name(wharf: &Wharf) -> String {
+    format!("wharf-escape-{}", wharf.state.path().file_name().unwrap().display())
+}
+
 /// As `cksum` prints it.
 fn checksum(bytes: &[u8]) -> String {
     let mut child =
@@ -98,6 +124,8 @@ fn try_to_get_out(wharf: &Wharf, options: &[&str]) {
     let neighbour = String::from_utf8(wharf.run(&["inspect", "neighbour"]).stdout).unwrap();
     let neighbour: serde_json::Value = serde_json::from_str(&neighbour).unwrap();
     let socket = neighbour["socket"].as_str().unwrap();
+    let listening = SocketAddr::from_abstract_name(abstract_name(wharf)).unwrap();
+    let _listening = UnixListener::bind_addr(&listening).unwrap();
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "host secret").unwrap();
     let unwalled = Wharf::new();
@@ -134,6 +162,11 @@ fn processes_of_the_host_are_neither_seen_nor_reached() {
 fn without_a_network_there_is_only_a_loopback() {
     let wharf = Wharf::new();
     wharf.check(&["run", "--network", "none", "--", "sh", "-c", "grep -c : /proc/net/dev"], 0, "1\n");
+    // Which is up: a server and its client find each other.
+    let script = "use Socket; socket(A, PF_INET, SOCK_STREAM, 0); bind(A, sockaddr_in(8080, INADDR_LOOPBACK)) or die $!; \
+                  listen(A, 1); socket(B, PF_INET, SOCK_STREAM, 0); \
+                  connect(B, sockaddr_in(8080, INADDR_LOOPBACK)) or die $!; print 'connected'";
+    wharf.check(&["run", "--network", "none", "--", "perl", "-e", script], 0, "connected");
 }
 
 #[test]
