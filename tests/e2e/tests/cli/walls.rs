@@ -45,21 +45,54 @@ fn the_callers_open_files_stay_outside() {
     }
 }
 
-/// What a process has from its parent, as `/proc` and the shell tell it.
-const INHERITED: &str = "grep -E '^(Sig(Ign|Blk)|Umask|THP_enabled):' /proc/self/status; umask; \
-                         (ulimit -Ha; ulimit -Sa) | grep -v real-time.non-blocking; cat /proc/self/personality 2>/dev/null; \
-                         cut -d')' -f2- /proc/self/stat | cut -d' ' -f6,7,18,19,40,41; env | grep -v ^_; pwd";
+/// What a command and sandboxd have from their parents, as `/proc` and the shell tell it. The mark of a tree is another each
+/// time, and how many threads sandboxd has.
+const INHERITED: &str = "for process in self 1; do grep -E '^(Sig(Ign|Blk)|Umask|THP_enabled|Groups):' /proc/$process/status; \
+                         grep -v 'realtime timeout' /proc/$process/limits; \
+                         cut -d')' -f2- /proc/$process/stat | cut -d' ' -f6,7,18,40; done; umask; \
+                         cat /proc/self/personality 2>/dev/null; ionice; env | grep -v ^_; pwd";
 
 #[test]
 fn the_callers_signals_limits_priority_and_mask_stay_outside() {
     let wharf = Wharf::new();
-    let plain = output_of(host_shell(&wharf, &format!("\"$@\" run -- bash -c {INHERITED:?}")));
-    assert!(plain.contains("SigIgn:"), "{plain}");
+    let seen = |odd: &str| {
+        let mut command = host_shell(&wharf, &format!("{odd} \"$@\" run -- bash -c \"$INHERITED\""));
+        command.env("INHERITED", INHERITED);
+        output_of(command)
+    };
+    let plain = seen("");
+    for told in ["SigIgn:", "Max open files", "none"] {
+        assert!(plain.contains(told), "{told}: {plain}");
+    }
     let odd = "trap '' INT QUIT HUP TERM USR1 PIPE CHLD; umask 077; export STRANGE=1 LANG=de_DE LD_PRELOAD=\n\
                ulimit -Sn 200; ulimit -Ss 1024; ulimit -Sd 4000000; ulimit -Sv 8000000; ulimit -St 1000; ulimit -Sf 100000; ulimit -Sl 8\n\
+               ulimit -c 1000\n\
                cd /usr/lib\n";
-    let script = format!("{odd} nice -n 7 setarch -R ionice -c 3 \"$@\" run -- bash -c {INHERITED:?}");
-    assert_eq!(output_of(host_shell(&wharf, &script)), plain);
+    assert_eq!(seen(&format!("{odd} nice -n 7 setarch -R ionice -c 3 setpriv --groups 0,42,54321")), plain);
+}
+
+#[test]
+fn the_callers_keys_stay_outside() {
+    let wharf = Wharf::new();
+    // A session keyring with a key in it; `-3` is the session's, `10` searches.
+    let with_key = "syscall(250, 1, 0); my ($kind, $name, $data) = qw(user wharf-walls secret); \
+                    syscall(248, $kind, $name, $data, 6, -3) == -1 and die $!; exec @ARGV";
+    let search = "my ($kind, $name) = qw(user wharf-walls); print syscall(250, 10, -3, $kind, $name, 0) == -1 ? 'none' : 'found'";
+    let found = |command: Command| {
+        let mut outer = Command::new("perl");
+        outer.args(["-e", with_key]).arg(command.get_program()).args(command.get_args());
+        String::from_utf8(outer.output().unwrap().stdout).unwrap()
+    };
+    let mut here = Command::new("perl");
+    here.args(["-e", search]);
+    assert_eq!(found(here), "found", "run the tests as root");
+    for isolation in ["full", "none"] {
+        assert_eq!(
+            found(wharf.command(&["run", "--isolation", isolation, "--", "perl", "-e", search])),
+            "none",
+            "{isolation}"
+        );
+    }
 }
 
 #[test]
@@ -143,10 +176,13 @@ fn private_directories_are_bounded_together_and_say_that_there_is_no_space() {
 fn a_full_tmp_leaves_the_sandbox_alive_and_enough_memory_to_empty_it() {
     let wharf = Wharf::new();
     wharf.check(&["create", "box", "--memory", "64M"], 0, "box\n");
-    let fill = "head -c 300M /dev/zero > /tmp/big; for n in $(seq 1 30000); do : > /tmp/$n || break; done; head -c 1M /dev/zero > /tmp/x";
+    let fill = "head -c 300M /dev/zero > /tmp/big; for n in $(seq 1 30000); do true > /tmp/$n || break; done; echo $n; head -c 1M /dev/zero > /tmp/x";
     let output = wharf.run(&["exec", "box", "--", "sh", "-c", fill]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("No space left on device"), "{output:?}");
+    // Empty files take memory too.
+    let files: u32 = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
+    assert!((1000..10_000).contains(&files), "{files}");
     wharf.check(
         &["exec", "box", "--", "sh", "-c", "find /tmp -delete 2>/dev/null; head -c 1M /dev/zero > /tmp/x; echo alive"],
         0,
@@ -457,15 +493,17 @@ fn where_the_kernel_lays_no_overlay_the_system_is_read_only() {
 fn what_is_mounted_below_the_hosts_system_is_seen_and_single_files_can_be_written() {
     let wharf = Wharf::new();
     let script = "mount -t tmpfs none /srv && mkdir /srv/a && mount -t tmpfs none /srv/a && echo below > /srv/a/file && \
-                  echo mounted > /srv/hosts && mount --bind /srv/hosts /etc/hosts && exec \"$@\"";
+                  echo mounted > /srv/hosts && mount --bind /srv/hosts /etc/hosts && echo closed > /srv/closed && \
+                  chmod 640 /srv/closed && mount --bind /srv/closed /etc/hostname && exec \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-    let inside =
-        "cat /srv/a/file /etc/hosts && echo more >> /etc/hosts && cat /etc/hosts; touch /srv/new && touch /srv/a/new";
+    let inside = "cat /srv/a/file /etc/hosts && echo more >> /etc/hosts && cat /etc/hosts; touch /srv/new && touch /srv/a/new; \
+         cat /etc/hostname";
     let made = wharf.command(&["run", "--", "sh", "-c", inside]);
     command.arg(made.get_program()).args(made.get_args());
     let said = output_of(command);
     assert!(said.starts_with("below\nmounted\nmounted\nmore\n") && said.contains("/srv/a/new': Read-only"), "{said}");
+    assert!(!said.contains("closed"), "only root of the host may read it: {said}");
 }
 
 #[test]
@@ -489,11 +527,26 @@ fn what_is_changed_in_the_system_counts_on_disk() {
 #[test]
 fn sys_is_there_and_read_only_without_what_reaches_the_host() {
     for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        // What is refused may be refused to whoever is not root of the host: the mount itself says what it is.
+        let mounts =
+            "awk '$4 != \"/null\" && ($5 == \"/sys\" || index($5, \"/sys/\") == 1) { print $6 }' /proc/self/mountinfo";
+        let seen = wharf.inside(mounts);
+        assert!(!seen.is_empty() && seen.lines().all(|options| options.starts_with("ro,")), "{seen}");
         let script = "ls /sys/class/net | head -1; ls /sys/devices/system/cpu | grep -c cpu0; ls /sys/fs/cgroup /sys/kernel/debug /sys/kernel/tracing \
                       /sys/firmware /sys/module 2>/dev/null | grep -cv -e : -e '^$'; for f in $(find /sys/kernel /sys/class/net/*/ -maxdepth 1 -perm -u=w -type f); do \
                       echo 1 > $f; done 2>&1 | grep -vc -e 'Read-only' -e 'Permission denied'";
         assert_eq!(wharf.inside(&format!("{script}; true")).lines().skip(1).collect::<Vec<_>>(), ["1", "0", "0"]);
         wharf.check(&["run", "--network", "none", "--", "ls", "/sys/class/net"], 0, "lo\n");
+    }
+}
+
+#[test]
+fn parts_of_proc_that_show_or_change_the_host_are_covered() {
+    for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
+        let script = "cd /proc; for part in kcore keys timer_list kmsg sysrq-trigger; do \
+                      test ! -e $part || test \"$(stat -c %t:%T $part)\" = 1:3 || echo $part is the host\\'s; done; \
+                      grep ' /proc/sys ' /proc/self/mountinfo | cut -d' ' -f6 | tr , '\\n' | grep -x ro";
+        assert_eq!(wharf.inside(script), "ro\n");
     }
 }
 
@@ -512,14 +565,23 @@ fn shared_memory_has_a_size_of_its_own_if_asked_for() {
 
 #[test]
 fn devices_are_there_if_they_are_named() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = elsewhere.path().join("null").display().to_string();
+    assert!(
+        Command::new("mknod").args([&elsewhere, "c", "1", "3"]).status().unwrap().success(),
+        "run the tests as root"
+    );
     // A device that anybody may have, and one that only root may.
     let script = "test -c DEVICE && exec 5<DEVICE && echo opened";
     for wharf in [Wharf::new(), Wharf::as_ordinary_user()] {
         let fuse = script.replace("DEVICE", "/dev/fuse");
         assert!(!wharf.run(&["run", "--", "sh", "-c", &fuse]).status.success());
-        for (wrong, why) in
-            [("/dev", "it must be a device"), ("/dev/nothing", "it must be"), ("/etc/passwd", "it must be")]
-        {
+        for (wrong, why) in [
+            ("/dev", "it must be a device"),
+            ("/dev/nothing", "it must be"),
+            ("/etc/passwd", "it must be"),
+            (&elsewhere, "it must be"),
+        ] {
             let output = wharf.run(&["run", "--device", wrong, "--", "true"]);
             assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{wrong}: {output:?}");
         }
@@ -595,6 +657,13 @@ fn the_list_of_users_shows_no_file_that_only_the_hosts_root_may_read() {
     let shown = wharf.run(&["exec", "box", "-u", "0", "--", "cat", "/etc/passwd"]);
     assert!(!String::from_utf8_lossy(&shown.stdout).contains(key.trim()), "{shown:?}");
     assert!(String::from_utf8_lossy(&started.stderr).contains("`/etc/passwd` is a link"), "{started:?}");
+    // Nor does what is no file keep the next start waiting.
+    wharf.check(&["create", "pipe", "--user", "agent"], 0, "pipe\n");
+    let script = "rm /etc/passwd && mkfifo /etc/passwd";
+    wharf.check(&["exec", "pipe", "-u", "0", "--", "sh", "-c", script], 0, "");
+    wharf.check(&["stop", "pipe"], 0, "pipe\n");
+    let started = wharf.run(&["start", "pipe"]);
+    assert!(String::from_utf8_lossy(&started.stderr).contains("`/etc/passwd` is not a file"), "{started:?}");
 }
 
 #[test]
