@@ -182,6 +182,8 @@ fn what_is_being_made_is_named_and_nobodys_garbage() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(wharf.status("half").as_deref(), Some("stopped the `wharf` that was making it was killed"));
+    // What a `wharf` that was killed has left of a name that it had just taken.
+    fs::write(wharf.state.path().join("locks/gone"), "").unwrap();
     wharf.check(&["gc"], 0, "half\n");
     assert!(!is_sleeping(&sleeps));
     assert_eq!(wharf.files(), Vec::<PathBuf>::new());
@@ -226,7 +228,7 @@ fn a_blank_sandboxd_ends_with_its_maker() {
     }
     assert!(child.try_wait().unwrap().is_none());
     drop(maker);
-    assert!(child.wait().unwrap().success());
+    assert!(eventually("it ends", || child.try_wait().unwrap()).success());
     let mut rest = String::new();
     log.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("has gone before binding it"), "{rest}");
@@ -235,13 +237,26 @@ fn a_blank_sandboxd_ends_with_its_maker() {
 #[test]
 fn nothing_inside_can_lead_the_client_to_another_socket() {
     for wharf in [Wharf::with_programs_of_its_own(), Wharf::as_ordinary_user()] {
+        // As where somebody has installed it for themselves.
+        let user = fs::metadata(wharf.state.path()).unwrap().uid();
+        std::os::unix::fs::chown(wharf.program("wharf-sandboxd"), Some(user), None).unwrap();
         wharf.check(&["create", "box"], 0, "box\n");
-        let attack = "cd /.wharf/run && mv api.sock api.old && ln -s /tmp/other.sock api.sock";
-        assert_ne!(wharf.run(&["exec", "box", "--", "sh", "-c", attack]).status.code(), Some(0));
-        // Nor is anything else of the host's that Wharf follows in reach.
-        let state = wharf.state.path().display();
-        let attack = format!("touch /.wharf/file || mv /.wharf /tmp/house || ls {state}");
-        assert_ne!(wharf.run(&["exec", "box", "--", "sh", "-c", &attack]).status.code(), Some(0));
+        let inside =
+            |script: &str| String::from_utf8(wharf.run(&["exec", "box", "--", "sh", "-c", script]).stdout).unwrap();
+        // The socket is nowhere inside, under whatever name.
+        assert_eq!(
+            inside("touch here; find / -xdev /workspace /tmp /run /var /.wharf -type s 2>/dev/null; ls"),
+            "here\n"
+        );
+        // What is the host's in there can neither be written, nor moved, nor joined by anything.
+        let mounts = "grep -o ' /[.]wharf[^ ]* r[ow],' /proc/self/mountinfo | cut -d, -f1 | sort";
+        for mount in inside(mounts).lines() {
+            assert!(mount.ends_with(" ro"), "{mount}");
+        }
+        assert!(inside(mounts).contains("/.wharf/sandboxd ro\n"), "{}", inside(mounts));
+        let changes = "for change in 'touch /.wharf/file' 'mkdir /.wharf/run' 'mv /.wharf /tmp/house' 'rm /.wharf/sandboxd' \
+                       'sh -c \": >>/.wharf/sandboxd\"'; do if eval \"$change\" 2>/dev/null; then echo \"$change\"; fi; done";
+        assert_eq!(inside(changes), "");
         wharf.check(&["exec", "box", "--", "true"], 0, "");
     }
 }
@@ -254,15 +269,16 @@ fn a_key_goes_to_nobody_but_the_sandboxs_own_process() {
     fs::rename(&socket, socket.with_extension("old")).unwrap();
     let impostor = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let heard = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        impostor.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
-        bytes
+        let mut bytes = [0; 4096];
+        // The end of the connection, or what should not have come.
+        let count = impostor.accept().unwrap().0.read(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
     });
     let refused = wharf.run(&["exec", "box", "--", "true"]);
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(125), "{told}");
     assert!(told.contains("not the first process of the sandbox"), "{told}");
-    assert_eq!(heard.join().unwrap(), b"");
+    assert_eq!(heard.join().unwrap(), "");
     fs::rename(socket.with_extension("old"), &socket).unwrap();
     wharf.check(&["exec", "box", "--", "true"], 0, "");
 }
@@ -303,6 +319,32 @@ fn names_that_were_mixed_up_once_have_ids_of_their_own() {
     wharfs[1].check(&["create", "another"], 0, "another\n");
     wharfs[0].check(&["resume", "box712"], 0, "box712\n");
     wharfs[0].check(&["exec", "box712", "--", "stat", "-c", "%u", "file"], 0, "0\n");
+    // And they are given back.
+    let held = |wharf: &Wharf| {
+        let ranges = fs::read_dir("/var/lib/wharf/ids").unwrap().flatten();
+        let owners = ranges.filter_map(|range| fs::read_to_string(range.path()).ok());
+        owners.filter(|owner| Path::new(owner).starts_with(wharf.state.path())).count()
+    };
+    assert_eq!(held(&wharfs[0]), 2);
+    wharfs[0].check(&["rm", "box712"], 0, "box712\n");
+    assert_eq!(held(&wharfs[0]), 1);
+}
+
+#[test]
+fn what_a_killed_sandboxd_has_left_ends_with_its_sandbox() {
+    let wharf = Wharf::with_programs_of_its_own();
+    let sleeps = format!("7{}", std::process::id());
+    // Without a namespace of processes, nothing but the control group knows of them.
+    wharf.check(&["create", "box", "--isolation", "none"], 0, "box\n");
+    wharf.check(&["exec", "box", "--", "sh", "-c", &format!("setsid -f sleep {sleeps} >/dev/null 2>&1")], 0, "");
+    eventually("it starts", || is_sleeping(&sleeps).then_some(()));
+    let init = wharf.record("box").unwrap()["init"]["pid"].as_i64().unwrap();
+    let init = rustix::process::Pid::from_raw(i32::try_from(init).unwrap()).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    eventually("it has ended", || (wharf.status("box").as_deref() != Some("ready")).then_some(()));
+    assert!(is_sleeping(&sleeps));
+    wharf.check(&["rm", "box"], 0, "box\n");
+    assert!(!is_sleeping(&sleeps));
 }
 
 #[test]
