@@ -311,10 +311,14 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".githooks",
         ".pre-commit-config.yaml",
         "lefthook.yml",
+        ".lefthook",
+        ".overcommit.yml",
         ".envrc",
         ".mise.toml",
+        "mise.toml",
         ".exrc",
         ".vimrc",
+        ".nvimrc",
         ".nvim.lua",
         ".dir-locals.el",
         ".vscode",
@@ -331,7 +335,15 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         "opencode.json",
     ];
     // These do nothing where they are not, until something else is written that is protected.
-    let harmless = [".githooks", ".pre-commit-config.yaml", "lefthook.yml", ".mise.toml"];
+    let harmless = [
+        ".githooks",
+        ".pre-commit-config.yaml",
+        "lefthook.yml",
+        ".lefthook",
+        ".overcommit.yml",
+        ".mise.toml",
+        "mise.toml",
+    ];
     for owner in Owner::both() {
         owner.host("git init -q work");
         for name in names {
@@ -350,6 +362,60 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
             owner.host(&format!("rm work/{name}"));
         }
         assert_eq!(owner.host("cd work && find . -name .git -prune -o -print"), ".\n");
+    }
+}
+
+#[test]
+fn what_a_shell_a_login_or_a_program_reads_cannot_be_written_in_a_home_there_or_not() {
+    // These do nothing where they are not.
+    let harmless = [".local", ".cargo", "bin"];
+    let read = [
+        ".bashrc",
+        ".bash_profile",
+        ".bash_login",
+        ".bash_logout",
+        ".bash_aliases",
+        ".profile",
+        ".zshenv",
+        ".zprofile",
+        ".zshrc",
+        ".zlogin",
+        ".zlogout",
+        ".kshrc",
+        ".cshrc",
+        ".tcshrc",
+        ".login",
+        ".inputrc",
+        ".xprofile",
+        ".xsession",
+        ".xinitrc",
+        ".gitconfig",
+        ".ssh",
+        ".gnupg",
+        ".tmux.conf",
+        ".screenrc",
+        ".vim",
+        ".emacs",
+        ".emacs.d",
+        ".gdbinit",
+        ".config",
+    ];
+    let names = [&harmless[..], &read].concat();
+    let script = format!(
+        "for name in {}; do rm -rf $name; mv $name old; (echo evil >$name) || mkdir $name/x && echo $name; done 2>/dev/null",
+        names.join(" ")
+    );
+    let lines = |names: &[&str]| names.iter().map(|name| format!("{name}\n")).collect::<String>();
+    for owner in Owner::both() {
+        let written = |flags: &[&str]| String::from_utf8(owner.inside("home", flags, &script).stdout).unwrap();
+        assert_eq!(written(&[]), lines(&harmless));
+        owner.host(&format!("cd home; rm -rf {0}; for name in {0}; do echo mine >$name; done", names.join(" ")));
+        assert_eq!(written(&[]), "");
+        assert_eq!(
+            owner.host(&format!("cd home && cat {} | sort | uniq -c", names.join(" "))).trim(),
+            format!("{} mine", names.len())
+        );
+        assert_eq!(written(&["--unprotect", "all"]), lines(&names));
     }
 }
 
