@@ -252,6 +252,24 @@ fn what_fails_leaves_the_old_file() {
     }
     assert_eq!(fs::read_to_string(copies.at("keep")).unwrap(), "kept");
     assert_eq!(copies.inside("cat keep"), "kept");
+    // The sandbox ends in the middle.
+    let old: Vec<_> = fs::read_dir(copies.here.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut command = copies.wharf.command(&["cp", "box:big", "keep"]);
+    let mut running = command.current_dir(copies.here.path()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = || {
+        let mut entries = fs::read_dir(copies.here.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.any(|path| is_ours(&path) && !old.contains(&path))
+    };
+    while running.try_wait().unwrap().is_none() && !begun() {
+        std::thread::yield_now();
+    }
+    assert!(running.try_wait().unwrap().is_none(), "it was too fast to be cut");
+    let record = fs::read(copies.wharf.state.path().join("sandboxes/box/record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let init = rustix::process::Pid::from_raw(record["init"]["pid"].as_i64().unwrap() as i32).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(125));
+    assert_eq!(fs::read_to_string(copies.at("keep")).unwrap(), "kept");
 }
 
 fn is_ours(path: &Path) -> bool {
@@ -343,6 +361,8 @@ fn a_sandbox_cannot_write_outside_the_target_or_make_what_runs_as_its_owner() {
     copies.copy(&["box:d", "target"]);
     let mode = fs::metadata(copies.at("target/program")).unwrap().mode() & 0o7777;
     assert_eq!(mode, 0o755);
+    copies.copy(&["box:d/program", "single"]);
+    assert_eq!(fs::metadata(copies.at("single")).unwrap().mode() & 0o7777, 0o755);
     assert_eq!(fs::read_link(copies.at("target/l")).unwrap(), Path::new("../outside"));
     // The next copy would go through the link that this one left.
     copies.inside("rm d/l; mkdir d/l; echo evil > d/l/kept");
@@ -369,6 +389,9 @@ fn wrong_usage_and_output_that_cannot_be_written_have_their_exit_codes() {
         ["exec", "-t", "box", "true"],
         ["exec", "--env==x", "box", "true"],
         ["run", "--mount=/nonexistent", "--", "true"],
+        ["run", "--mount=/srv:/etc/x", "--", "true"],
+        ["run", "--mount=/srv:/proc/1", "--", "true"],
+        ["run", "--mount=/srv:/.wharf/x", "--", "true"],
         ["kill", "--signal=NOPE", "box", "id"],
     ] {
         let output = copies.wharf.run(&arguments);

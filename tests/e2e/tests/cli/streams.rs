@@ -197,6 +197,22 @@ fn a_watcher_that_is_killed_does_not_end_another_ones_command() {
     assert_eq!(ended(&mut caller), 0);
 }
 
+#[test]
+fn what_a_watcher_has_read_is_kept_for_the_caller_that_has_not() {
+    let wharf = with_box();
+    let mut caller = wharf.command(&["exec", "box", "--", "seq", "6000000"]).stdout(Stdio::piped()).spawn().unwrap();
+    until("the log is full", || ps(&wharf)["execs"][0]["output_end"].as_u64().is_some_and(|end| end > 15 << 20));
+    let id = ps(&wharf)["execs"][0]["id"].as_str().unwrap().to_owned();
+    let mut watcher = wharf.command(&["logs", "-f", "box", &id]).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::copy(&mut watcher.stdout.as_mut().unwrap().take(14 << 20), &mut std::io::sink()).unwrap();
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    let mut text = String::new();
+    caller.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!((ended(&mut caller), text.len()), (0, numbers(6_000_000).len()));
+    assert_eq!(ps(&wharf)["execs"], serde_json::json!([]), "a command in the foreground leaves nothing to look at");
+}
+
 /// A terminal with `wharf shell` in it, which is its controlling one.
 struct Terminal {
     master: Option<File>,
