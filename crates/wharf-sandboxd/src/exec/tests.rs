@@ -174,6 +174,18 @@ async fn finished_execs_make_place_for_new_ones_oldest_first() {
 }
 
 #[tokio::test]
+async fn all_execs_together_keep_no_more_than_their_budget() {
+    let budget = OutputBudget::new(1 << 20);
+    let execs = Execs::new(8, 1 << 20, budget.clone());
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    for _ in 0..4 {
+        let (exec, _) = execs.start(sh("head -c 700000 /dev/zero"), place(), &tasks, &shutdown).unwrap();
+        assert_eq!(exec.wait().await.output_end.0, 700_000);
+    }
+    assert!((500_000..=1 << 20).contains(&budget.used()), "{}", budget.used());
+}
+
+#[tokio::test]
 async fn a_finished_exec_is_forgotten_after_a_day_unless_it_is_being_read() {
     let harness = Harness::new();
     let (old, young) = (harness.start(sh("true")).unwrap().0, harness.start(sh("true")).unwrap().0);

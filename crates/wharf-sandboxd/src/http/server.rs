@@ -524,6 +524,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn only_its_owner_may_connect_to_a_unix_socket_and_a_dead_one_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.sock");
+        let listen: Listen = format!("unix:{}", path.display()).parse().unwrap();
+        for _ in 0..2 {
+            let listening = Listener::open(&listen).await.unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            let taken = Listener::open(&listen).await.unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+            drop(listening);
+        }
+    }
+
+    #[tokio::test]
     async fn an_ipv4_client_reaches_a_listener_at_the_unspecified_ipv6_address() {
         let Listener::Tcp(listener) = Listener::open(&"tcp:[::]:0".parse().unwrap()).await.unwrap() else {
             panic!("no TCP listener")

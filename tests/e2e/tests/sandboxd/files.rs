@@ -80,8 +80,11 @@ impl Server {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
         let listening = table.lines().skip(1).filter_map(|line| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            let port = u16::from_str_radix(fields[1].split_once(':')?.1, 16).ok()?;
-            (fields[3] == "0A" && sockets.contains(fields[9]) && port != self.port).then_some(port)
+            let (address, port) = fields[1].split_once(':')?;
+            let port = u16::from_str_radix(port, 16).ok()?;
+            let is_viewer = fields[3] == "0A" && sockets.contains(fields[9]) && port != self.port;
+            assert!(!is_viewer || address == "0100007F", "it listens on the loopback interface alone: {line}");
+            is_viewer.then_some(port)
         });
         listening.last().expect("a file viewer listens")
     }

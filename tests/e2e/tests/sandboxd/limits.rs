@@ -20,6 +20,12 @@ impl Server {
         stream
     }
 
+    fn open_sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().flatten();
+        let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Asks over a connection of its own, that it leaves open; gives the head of the answer, if there is one.
     fn ask(&self, head: &str) -> (TcpStream, String) {
         let mut stream = self.connect();
@@ -50,6 +56,8 @@ fn ask_over(stream: &mut TcpStream, head: &str) -> String {
     head
 }
 
+/// What a server has beside its connections: where it listens, and what wakes it for signals.
+const LISTENERS: usize = 4;
 const HEALTH: &str = "GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n";
 
 fn info() -> String {
@@ -111,6 +119,11 @@ fn connections_without_a_key_lock_nobody_out() {
         })
         .collect();
     assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    // All of them together are no more than allowed, long before a stranger has stayed for too long.
+    let started = Instant::now();
+    while server.open_sockets() > 64 + LISTENERS {
+        assert!(started.elapsed() < Duration::from_secs(5), "{} are open", server.open_sockets());
+    }
     // The oldest went first.
     is_closed(&mut strangers[0]);
     // And no stranger drives the owner's connections out.

@@ -404,16 +404,21 @@ fn removing_and_stopping_end_although_a_process_cannot_be_killed() {
     for pid in [&first, &second] {
         until("a process of root's", || of_process(pid, "status").contains("Uid:\t0\t0\t0\t0").then_some(()));
     }
+    let command = format!("{program} --reuid 0 --regid 0 --clear-groups sleep 1000 & echo $!");
+    // Behind what an interactive shell says of a job.
+    let third = server.run(&command).lines().last().unwrap().to_owned();
+    until("another", || of_process(&third, "status").contains("Uid:\t0\t0\t0\t0").then_some(()));
     // Which is said, as often as it is asked for, until it is true.
-    let path = format!("/v1/execs/{removed}");
-    for _ in 0..2 {
-        let (status, problem) = server.delete_for(&path);
-        let told = problem["detail"].as_str().unwrap_or_default();
-        assert!(status == 422 && told.contains("not even killed") && told.contains(&first), "{status} {problem}");
+    for (path, pid) in [(format!("/v1/execs/{removed}"), &first), ("/v1/sessions/s".to_owned(), &third)] {
+        for _ in 0..2 {
+            let (status, problem) = server.delete_for(&path);
+            let told = problem["detail"].as_str().unwrap_or_default();
+            assert!(status == 422 && told.contains("not even killed") && told.contains(pid), "{status} {problem}");
+        }
+        rustix::process::kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+        until("its end", || (!is_alive(pid)).then_some(()));
+        server.delete(&path);
     }
-    rustix::process::kill_process(Pid::from_raw(first.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    until("its end", || (!is_alive(&first)).then_some(()));
-    server.delete(&path);
     let (mut socket, head) = server.web_socket(&format!("/v1/execs/{stopped}/output"));
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     rustix::process::kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();

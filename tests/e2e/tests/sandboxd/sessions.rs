@@ -70,6 +70,25 @@ fn a_session_whose_shell_was_replaced_by_a_program_without_a_terminal_can_be_rem
 }
 
 #[test]
+fn a_signal_reaches_what_runs_and_never_the_shell_at_its_prompt() {
+    let server = Server::bound(&[], json!({}));
+    assert_eq!(server.run("kept=yes"), "");
+    // Whoever leaves when a command has just ended sends such a one.
+    let signal = || server.post(KEY, "/v1/sessions/s/signal", &json!({ "signal": "KILL" }));
+    let (status, problem) = signal();
+    assert_eq!((status, &problem["kind"]), (409, &json!("conflict")), "{problem}");
+    assert_eq!(server.run("echo $kept"), "yes");
+    let sleeping = json!({ "command": "sleep 1000", "no_output_timeout_ms": 200 });
+    assert_eq!(server.post(KEY, "/v1/sessions/s/run", &sleeping).1["outcome"], "no_output");
+    assert_eq!(signal().0, 204);
+    let started = Instant::now();
+    while server.get("/v1/sessions/s")["state"] != "idle" {
+        assert!(started.elapsed() < Duration::from_secs(60), "it runs on");
+    }
+    assert_eq!(server.run("echo $? $kept"), "137 yes");
+}
+
+#[test]
 fn the_dialect_restarts_its_shell_when_asked_in_the_words_of_its_later_clients() {
     let server = Server::openhands();
     assert_eq!(ran(&server.action(json!({ "command": "lost=yes; cd /" }))).0, 0);
