@@ -444,6 +444,50 @@ fn git_works_in_a_mounted_repository() {
 }
 
 #[test]
+fn git_of_the_owner_and_of_the_sandbox_sees_and_removes_nothing_of_what_protects() {
+    for owner in Owner::both() {
+        owner.host("git init -q -b main work && mkdir work/part && touch work/part/file && cd work && git add -A && git commit -q -m first");
+        let created = owner.wharf.run(&[
+            "create",
+            "box",
+            "--mount",
+            &format!("{}:/workspace", owner.path("work/part").display()),
+        ]);
+        assert!(created.status.success(), "{created:?}");
+        for directory in ["work", "work/part"] {
+            let seen = owner.host_output(
+                directory,
+                "git status --porcelain; git log --format=%s HEAD; git diff HEAD; git clean -nd; git clean -q -fd; git stash -u",
+            );
+            let printed = [seen.stdout.as_slice(), &seen.stderr].concat();
+            assert_eq!(String::from_utf8_lossy(&printed), "first\nNo local changes to save\n", "{directory}");
+        }
+        let bare = format!(
+            "mkdir .vscode/x; echo 'ref: refs/heads/main' >HEAD; mkdir objects refs; echo ../../work/.git >commondir
+            printf '[core]\\nbare = false\\nworktree = .\\nfsmonitor = \"touch %s; false\"\\n' {} >config; ls",
+            owner.path("mark").display()
+        );
+        let made = owner.wharf.run(&["exec", "box", "--", "bash", "-c", &bare]);
+        assert_eq!(String::from_utf8_lossy(&made.stdout), "HEAD\ncommondir\nconfig\nfile\nobjects\nrefs\n");
+        owner.host_output("work/part", "git status");
+        let removed = owner.wharf.run(&["rm", "box"]);
+        assert!(removed.status.success(), "{removed:?}");
+        owner.host_output("work/part", "git status");
+        assert!(!owner.path("mark").exists());
+        assert_eq!(owner.host("ls -A work/part"), "HEAD\nconfig\nfile\nrefs\n");
+    }
+}
+
+#[test]
+fn a_sandbox_cleans_and_stashes_a_mounted_repository() {
+    for owner in Owner::both() {
+        owner.host("git init -q -b main work && cd work && git commit -q --allow-empty -m first");
+        let script = "set -e; echo one >file; git clean -q -fd; ls; echo two >file; git stash -q -u; ls; git stash pop -q; cat file";
+        assert_eq!(owner.works_inside("work", &[], script), "two\n");
+    }
+}
+
+#[test]
 fn a_linked_worktree_and_a_submodule_work_alone() {
     for owner in Owner::both() {
         owner.host("git init -q -b main work && cd work && git commit -q --allow-empty -m first && git worktree add -q ../linked");

@@ -26,6 +26,8 @@ use self::table::{Absent, PROTECTED, Place};
 
 /// The part of the isolation that is missing where nothing can be covered.
 pub(super) const PROTECTED_PATHS: &str = "protected paths";
+/// The file of a placeholder that ignores itself.
+const GITIGNORE: &str = ".gitignore";
 /// How many directories of a mount are looked into, those nearest to its top first.
 const DIRECTORIES: usize = 4096;
 /// The longest config of a repository that is read.
@@ -66,8 +68,15 @@ pub(super) struct Placeholder {
     pub(super) source: PathBuf,
     /// Relative to it.
     pub(super) path: PathBuf,
-    /// A file with this text, or an empty directory.
-    pub(super) text: Option<String>,
+    pub(super) content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Content {
+    EmptyDirectory,
+    /// A directory with nothing but a `.gitignore` of everything.
+    IgnoredDirectory,
+    File(String),
 }
 
 /// All that is decided about the mounts of a sandbox before it starts.
@@ -413,10 +422,7 @@ impl Survey<'_> {
         match fs::symlink_metadata(self.source.join(path)) {
             Ok(metadata) => {
                 let is_placeholder = match absent {
-                    Absent::Directory => {
-                        metadata.is_dir()
-                            && fs::read_dir(self.source.join(path)).is_ok_and(|mut entries| entries.next().is_none())
-                    }
+                    Absent::Empty | Absent::Ignored => metadata.is_dir() && self.holds_nothing_but_ignores(path),
                     Absent::File(text) => self.read(path).is_some_and(|found| found == text),
                     Absent::Nothing => false,
                 };
@@ -441,18 +447,24 @@ impl Survey<'_> {
         }
     }
 
+    fn holds_nothing_but_ignores(&self, directory: &Path) -> bool {
+        fs::read_dir(self.source.join(directory))
+            .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == GITIGNORE)))
+    }
+
     fn is_writable(&self, directory: Option<&Path>) -> bool {
         let directory = directory.map_or_else(|| self.source.to_owned(), |directory| self.source.join(directory));
         rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
     }
 
     fn hold(&mut self, path: &Path, absent: Absent) {
-        let text = match absent {
+        let content = match absent {
             Absent::Nothing => return,
-            Absent::Directory => None,
-            Absent::File(text) => Some(text.to_owned()),
+            Absent::Empty => Content::EmptyDirectory,
+            Absent::Ignored => Content::IgnoredDirectory,
+            Absent::File(text) => Content::File(text.to_owned()),
         };
-        self.found.placeholders.push(Placeholder { source: self.source.to_owned(), path: path.to_owned(), text });
+        self.found.placeholders.push(Placeholder { source: self.source.to_owned(), path: path.to_owned(), content });
     }
 
     /// Keeps a directory where it is, and those that it is in.

@@ -1,7 +1,7 @@
 //! What stands on the host where a sandbox must not make anything, for as long as one runs that has it mounted.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Write},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::Path,
@@ -9,7 +9,10 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 
-use super::Placeholder;
+use super::{Content, GITIGNORE, Placeholder};
+
+/// What the `.gitignore` of a directory says that ignores itself.
+const EVERYTHING: &str = "*\n";
 
 impl Placeholder {
     /// Whether there is something at its place.
@@ -35,27 +38,44 @@ pub(in super::super) fn set_placeholders(placeholders: &[Placeholder]) -> io::Re
 fn set(placeholder: &Placeholder) -> io::Result<()> {
     let (parent, name) = parent_of(placeholder)?;
     let owner = File::from(parent.try_clone()?).metadata()?;
-    match &placeholder.text {
-        None => match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-            Err(rustix::io::Errno::EXIST) => return Ok(()),
-            made => made?,
-        },
-        Some(text) => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-                Err(rustix::io::Errno::EXIST) => return Ok(()),
-                made => File::from(made?).write_all(text.as_bytes())?,
-            }
-        }
+    let made = match &placeholder.content {
+        Content::EmptyDirectory => make_directory(&parent, name),
+        Content::IgnoredDirectory => make_directory(&parent, name).and_then(|()| {
+            let directory = open(&parent, name, OFlags::DIRECTORY)?;
+            make_file(&directory, Path::new(GITIGNORE), EVERYTHING)?;
+            give(&directory, Path::new(GITIGNORE), &owner)
+        }),
+        Content::File(text) => make_file(&parent, name, text),
+    };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| give(&parent, name, &owner)),
     }
+}
+
+fn make_directory(parent: &OwnedFd, name: &Path) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?)
+}
+
+fn make_file(parent: &OwnedFd, name: &Path, text: &str) -> io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644))?).write_all(text.as_bytes())
+}
+
+fn give(parent: &OwnedFd, name: &Path, owner: &Metadata) -> io::Result<()> {
     if rustix::process::geteuid().is_root() {
         let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid()), rustix::fs::Gid::from_raw(owner.gid()));
-        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
 
-/// Takes away those that are still what was made: a directory that is empty, a file with the same text.
+fn open(parent: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+}
+
+/// Takes away those that are still what was made: a directory with nothing of anybody else's, a file with the same text.
 pub(in super::super) fn remove_placeholders<'a>(placeholders: impl IntoIterator<Item = &'a Placeholder>) {
     for placeholder in placeholders {
         // It may be gone, or somebody has put something there: then it is theirs.
@@ -65,14 +85,31 @@ pub(in super::super) fn remove_placeholders<'a>(placeholders: impl IntoIterator<
 
 fn remove(placeholder: &Placeholder) -> io::Result<()> {
     let (parent, name) = parent_of(placeholder)?;
-    let Some(text) = &placeholder.text else {
-        return Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?);
-    };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::openat(&parent, name, flags, Mode::empty())?);
+    match &placeholder.content {
+        Content::File(text) => return remove_file(&parent, name, text),
+        Content::IgnoredDirectory => {
+            let directory = open(&parent, name, OFlags::DIRECTORY)?;
+            let is_alone = rustix::fs::Dir::read_from(&directory)?.all(|entry| {
+                entry.is_ok_and(|entry| {
+                    [".", "..", GITIGNORE].map(str::as_bytes).contains(&entry.file_name().to_bytes())
+                })
+            });
+            if !is_alone {
+                return Ok(());
+            }
+            // Without it, it is a directory that was made and not filled, or that somebody has emptied.
+            let _ = remove_file(&directory, Path::new(GITIGNORE), EVERYTHING);
+        }
+        Content::EmptyDirectory => {}
+    }
+    Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+}
+
+fn remove_file(parent: &OwnedFd, name: &Path, text: &str) -> io::Result<()> {
+    let file = File::from(open(parent, name, OFlags::empty())?);
     let metadata = file.metadata()?;
-    if metadata.is_file() && metadata.len() == text.len() as u64 && io::read_to_string(file)? == *text {
-        rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+    if metadata.is_file() && metadata.len() == text.len() as u64 && io::read_to_string(file)? == text {
+        rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
     }
     Ok(())
 }

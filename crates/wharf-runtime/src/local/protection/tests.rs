@@ -65,7 +65,7 @@ fn a_repository_is_pinned_and_what_it_runs_is_read_only_there_or_not() {
     for entry in in_place(Place::GitDirectory) {
         assert_eq!(with(&plan, &format!(".git/{}", entry.name)), Some(&With::ReadOnly), "{}", entry.name);
     }
-    assert_eq!(with(&plan, "HEAD"), None);
+    assert_eq!(with(&plan, "commondir"), None);
     assert!(plan.protected.contains(&"/workspace/.git/config".to_owned()), "{:?}", plan.protected);
     assert!(!plan.protected.contains(&"/workspace/.git".to_owned()), "{:?}", plan.protected);
     let held: Vec<&Path> = plan.placeholders.iter().map(|placeholder| placeholder.path.as_path()).collect();
@@ -77,7 +77,9 @@ fn a_repository_is_pinned_and_what_it_runs_is_read_only_there_or_not() {
 fn a_directory_that_is_no_repository_cannot_become_one() {
     let host = Host::new();
     let plan = host.plan("", &[]);
-    assert_eq!((with(&plan, ".git"), with(&plan, "HEAD")), (Some(&With::ReadOnly), Some(&With::ReadOnly)));
+    for name in [".git", "commondir", "objects"] {
+        assert_eq!(with(&plan, name), Some(&With::ReadOnly), "{name}");
+    }
 }
 
 #[test]
