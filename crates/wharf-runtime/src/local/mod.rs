@@ -371,6 +371,7 @@ impl LocalRuntime {
         if is_confined {
             mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes());
             hide(&mut mounts, &hidden);
+            mounts.keep(&record.protected);
         }
         let knows = |source: &String| record.sources.as_ref().is_none_or(|known| known.contains_key(source));
         mounts.leave_out(|source| !knows(source));

@@ -11,7 +11,8 @@ mod placeholders;
 mod table;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -29,7 +30,7 @@ pub(super) const PROTECTED_PATHS: &str = "protected paths";
 /// The file of a placeholder that ignores itself.
 const GITIGNORE: &str = ".gitignore";
 /// How many directories of a mount are looked into, those nearest to its top first.
-const DIRECTORIES: usize = 4096;
+const DIRECTORIES: usize = 65_536;
 /// The longest config of a repository that is read.
 const CONFIG_BYTES: u64 = 1 << 20;
 
@@ -93,6 +94,30 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
+    /// Keeps read-only what was so at an earlier start, as it is called inside: somebody inside may have hidden it among more
+    /// directories than are looked into.
+    pub(super) fn keep(&mut self, protected_before: &[String]) {
+        for PlannedMount { spec, covers } in self.planned.iter_mut().filter(|mount| !mount.spec.read_only) {
+            for inside in protected_before {
+                let Ok(path) = Path::new(inside).strip_prefix(&spec.target) else { continue };
+                let on_host = Path::new(&spec.source).join(path);
+                let is_covered = covers
+                    .iter()
+                    .any(|cover| cover.path == path || cover.with != With::Itself && path.starts_with(&cover.path));
+                // What covers a path is mounted there, so no part above it may be a link.
+                let is_in_place =
+                    on_host.parent().is_some_and(|parent| fs::canonicalize(parent).is_ok_and(|found| found == parent));
+                if is_covered || path.as_os_str().is_empty() || !is_in_place || fs::symlink_metadata(&on_host).is_err()
+                {
+                    continue;
+                }
+                let at = covers.partition_point(|cover| *cover.path < *path);
+                covers.insert(at, Cover { path: path.to_owned(), with: With::ReadOnly });
+                self.protected.push(inside.clone());
+            }
+        }
+    }
+
     /// Leaves out what `is_new` says of a source: a git directory that did not belong to a mount when its sandbox was made,
     /// and that something inside may have made it name since.
     pub(super) fn leave_out(&mut self, is_new: impl Fn(&String) -> bool) {
@@ -119,7 +144,7 @@ pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &
     while let Some(mount) = all.pop_front() {
         let mut found =
             Survey { mount: &mount, source: Path::new(&mount.source), shown: &shown, homes, found: Found::default() }
-                .take();
+                .take(DIRECTORIES);
         for directory in found.git_directories_outside {
             let is_shown = shown.iter().any(|other| place_in(other, &directory).as_ref() == Some(&directory));
             let directory = directory.display().to_string();
@@ -225,23 +250,26 @@ struct Found {
 }
 
 impl Survey<'_> {
-    fn take(mut self) -> Found {
+    fn take(mut self, directories: usize) -> Found {
         if self.source.is_dir() {
-            self.walk();
+            self.walk(directories);
         }
         self.found
     }
 
-    fn walk(&mut self) {
-        let mut left = DIRECTORIES;
+    fn walk(&mut self, directories: usize) {
+        let mut left = directories;
         let mut queue = VecDeque::from([PathBuf::new()]);
         while let Some(directory) = queue.pop_front() {
-            self.look_at(&directory);
+            let read = fs::read_dir(self.source.join(&directory));
+            let is_listed = read.is_ok();
+            let entries: Vec<fs::DirEntry> = read.into_iter().flatten().flatten().collect();
+            let names = is_listed.then(|| entries.iter().map(fs::DirEntry::file_name).collect());
+            self.look_at(&directory, names.as_ref());
             if self.mount.read_only {
                 return;
             }
-            let Ok(entries) = fs::read_dir(self.source.join(&directory)) else { continue };
-            for entry in entries.flatten() {
+            for entry in entries {
                 let path = directory.join(entry.file_name());
                 let is_within =
                     entry.file_type().is_ok_and(|kind| kind.is_dir()) && !self.found.covers.contains_key(&path);
@@ -249,9 +277,9 @@ impl Survey<'_> {
                     continue;
                 }
                 if left == 0 {
-                    self.found.notes.push(format!(
-                        "`{}` has more than {DIRECTORIES} directories: repositories and settings deep below it are not \
-                         looked for",
+                    self.found.warnings.push(format!(
+                        "`{}` has more than {directories} directories: what this machine would run from those deepest below \
+                         it can be written inside; a mount of less is protected whole",
                         self.mount.source
                     ));
                     return;
@@ -262,15 +290,16 @@ impl Survey<'_> {
         }
     }
 
-    /// Notes what of one directory is to be covered.
-    fn look_at(&mut self, directory: &Path) {
+    /// Notes what of one directory is to be covered; `names` are those in it, if it can be listed.
+    fn look_at(&mut self, directory: &Path, names: Option<&HashSet<OsString>>) {
         let is_top = directory.as_os_str().is_empty();
         let is_home = |path: &Path| self.homes.iter().any(|home| home == path);
         let is_home = is_home(&self.source.join(directory));
-        let is_git_directory = self.is_git_directory(directory);
+        let is_there = |name: &str| names.is_none_or(|names| names.contains(OsStr::new(name)));
+        let is_git_directory = is_there("HEAD") && self.is_git_directory(directory);
         if is_git_directory {
             self.look_at_git_directory(directory);
-        } else {
+        } else if is_there(".git") {
             self.look_for_a_repository(directory);
         }
         let is_repository = is_git_directory || self.found.covers.contains_key(&directory.join(".git"));
@@ -281,7 +310,9 @@ impl Survey<'_> {
                 Place::NoRepository if is_top && !is_repository => true,
                 Place::NoRepository | Place::GitDirectory | Place::LinkedWorktree => continue,
             };
-            self.cover(&directory.join(entry.name), if may_be_made { entry.absent } else { Absent::Nothing });
+            if may_be_made || is_there(entry.name) {
+                self.cover(&directory.join(entry.name), if may_be_made { entry.absent } else { Absent::Nothing });
+            }
         }
     }
 

@@ -89,15 +89,7 @@ fn remove(placeholder: &Placeholder) -> io::Result<()> {
         Content::File(text) => return remove_file(&parent, name, text),
         Content::IgnoredDirectory => {
             let directory = open(&parent, name, OFlags::DIRECTORY)?;
-            let is_alone = rustix::fs::Dir::read_from(&directory)?.all(|entry| {
-                entry.is_ok_and(|entry| {
-                    [".", "..", GITIGNORE].map(str::as_bytes).contains(&entry.file_name().to_bytes())
-                })
-            });
-            if !is_alone {
-                return Ok(());
-            }
-            // Without it, it is a directory that was made and not filled, or that somebody has emptied.
+            // What somebody has put beside it is theirs, and not to be ignored.
             let _ = remove_file(&directory, Path::new(GITIGNORE), EVERYTHING);
         }
         Content::EmptyDirectory => {}

@@ -29,7 +29,7 @@ pub(crate) enum Absent {
     Ignored,
     /// A file with a text that means the same as no file, for what git cannot do without reading.
     File(&'static str),
-    /// Nothing: it is read only if something names it that is protected itself.
+    /// Nothing: it takes effect only by something that is protected itself, or once its program has asked.
     Nothing,
 }
 
@@ -68,6 +68,14 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::Project, ".githooks", Absent::Nothing, "git commit, by core.hooksPath"),
     entry(Place::Project, ".pre-commit-config.yaml", Absent::Nothing, "git commit, by the hook of pre-commit"),
     entry(Place::Project, "lefthook.yml", Absent::Nothing, "git commit, by the hook of lefthook"),
+    entry(Place::Project, ".lefthook.yml", Absent::Nothing, "git commit, by the hook of lefthook"),
+    entry(
+        Place::Project,
+        "lefthook-local.yml",
+        Absent::Ignored,
+        "git commit, by the hook of lefthook, beside lefthook.yml",
+    ),
+    entry(Place::Project, ".lefthook-local.yml", Absent::Ignored, "git commit, by the hook of lefthook"),
     entry(Place::Project, ".lefthook", Absent::Nothing, "git commit, by the hook of lefthook"),
     entry(Place::Project, ".overcommit.yml", Absent::Nothing, "git commit, by the hook of overcommit"),
     entry(Place::Project, ".envrc", Absent::Ignored, "cd, by direnv"),
@@ -78,12 +86,18 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::Project, ".nvimrc", Absent::Ignored, "nvim with the option exrc"),
     entry(Place::Project, ".nvim.lua", Absent::Ignored, "nvim with the option exrc"),
     entry(Place::Project, ".dir-locals.el", Absent::Ignored, "opening a file in Emacs: eval"),
+    entry(Place::Project, ".dir-locals-2.el", Absent::Ignored, "opening a file in Emacs: eval"),
+    entry(Place::Project, ".helix", Absent::Ignored, "opening a file in Helix: paths of language servers"),
     entry(Place::Project, ".vscode", Absent::Ignored, "opening the folder: tasks with runOn, paths of programs"),
     entry(Place::Project, ".devcontainer", Absent::Ignored, "opening the folder: initializeCommand"),
     entry(Place::Project, ".devcontainer.json", Absent::Ignored, "opening the folder: initializeCommand"),
     entry(Place::Project, ".idea", Absent::Ignored, "opening the project: startup tasks"),
     entry(Place::Project, ".zed", Absent::Ignored, "opening the folder: paths of language servers"),
     entry(Place::Project, ".cursor", Absent::Ignored, "opening the folder: hooks and MCP servers"),
+    entry(Place::Project, ".windsurf", Absent::Ignored, "opening the folder: workflows and MCP servers"),
+    entry(Place::Project, ".kiro", Absent::Ignored, "opening the folder: hooks and MCP servers"),
+    entry(Place::Project, ".roo", Absent::Ignored, "opening the folder: MCP servers"),
+    entry(Place::Project, ".continue", Absent::Ignored, "opening the folder: MCP servers"),
     entry(Place::Project, ".claude", Absent::Ignored, "starting claude: hooks"),
     entry(Place::Project, ".mcp.json", Absent::Ignored, "starting claude: MCP servers"),
     entry(Place::Project, ".codex", Absent::Ignored, "starting codex: MCP servers and notify"),

@@ -83,6 +83,49 @@ fn a_directory_that_is_no_repository_cannot_become_one() {
 }
 
 #[test]
+fn what_was_protected_once_stays_so_though_it_is_not_found_again() {
+    let host = Host::new();
+    host.repository("deep/down/nested");
+    let inside = "/workspace/deep/down/nested/.git/config";
+    let before = host.plan("", &[]).protected;
+    assert!(before.contains(&inside.to_owned()), "{before:?}");
+    let mut plan =
+        Mounts { planned: vec![PlannedMount { spec: host.mount(""), covers: Vec::new() }], ..Mounts::default() };
+    plan.keep(&before);
+    assert_eq!(with(&plan, "deep/down/nested/.git/config"), Some(&With::ReadOnly));
+    assert!(plan.protected.contains(&inside.to_owned()), "{:?}", plan.protected);
+    // Nothing is added to what is found.
+    let mut found = host.plan("", &[]);
+    let covers = found.planned.clone();
+    found.keep(&before);
+    assert_eq!(found.planned, covers);
+    // Where a link leads, nothing can be mounted.
+    fs::rename(host.path().join("deep"), host.path().join("other")).unwrap();
+    symlink("other", host.path().join("deep")).unwrap();
+    let mut plan =
+        Mounts { planned: vec![PlannedMount { spec: host.mount(""), covers: Vec::new() }], ..Mounts::default() };
+    plan.keep(&before);
+    assert_eq!(with(&plan, "deep/down/nested/.git/config"), None);
+}
+
+#[test]
+fn repositories_are_found_among_many_directories_or_that_is_warned_of() {
+    let host = Host::new();
+    host.repository("vendor/a/lib");
+    for directory in 0..5000 {
+        fs::create_dir(host.path().join(format!("d{directory}"))).unwrap();
+    }
+    let plan = host.plan("", &[]);
+    assert_eq!(with(&plan, "vendor/a/lib/.git/config"), Some(&With::ReadOnly));
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let mount = host.mount("");
+    let survey =
+        Survey { mount: &mount, source: Path::new(&mount.source), shown: &[], homes: &[], found: Found::default() };
+    let found = survey.take(5000);
+    assert!(found.warnings.iter().any(|warning| warning.contains("more than 5000")), "{:?}", found.warnings);
+}
+
+#[test]
 fn start_up_files_are_covered_where_they_are_or_would_run() {
     let host = Host::new();
     fs::create_dir_all(host.path().join("home/ann")).unwrap();
