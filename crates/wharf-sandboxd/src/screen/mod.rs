@@ -52,6 +52,7 @@ struct State {
     saved_on_entry: Option<Cursor>,
     history: History,
     history_limit: usize,
+    history_bytes: usize,
     dropped: u64,
     styles: Styles,
     modes: Modes,
@@ -64,6 +65,8 @@ struct State {
 #[derive(Debug)]
 struct Grid {
     rows: VecDeque<Row>,
+    /// From this row on all are blank, so that what scrolls or clears them takes no time for each.
+    used: u16,
     cursor: Cursor,
 }
 
@@ -115,12 +118,18 @@ impl Default for Modes {
 impl Grid {
     fn new(size: ScreenSize) -> Self {
         let rows = std::iter::repeat_with(Row::default).take(usize::from(size.rows)).collect();
-        Self { rows, cursor: Cursor::default() }
+        Self { rows, used: 0, cursor: Cursor::default() }
     }
 
     /// Moves the rows from `top` to `bottom` up by `count`; blank ones follow. Takes time for the rows, not for each
     /// row as often as it moves.
     fn move_up(&mut self, top: u16, bottom: u16, count: u16) {
+        if self.used <= top {
+            return;
+        }
+        if self.used <= bottom + 1 {
+            self.used = self.used.saturating_sub(count).max(top);
+        }
         let (top, bottom, count) = (usize::from(top), usize::from(bottom), usize::from(count));
         if top == 0 && bottom + 1 == self.rows.len() {
             self.rows.rotate_left(count);
@@ -132,6 +141,12 @@ impl Grid {
 
     /// Moves the rows from `top` to `bottom` down by `count`; blank ones go before.
     fn move_down(&mut self, top: u16, bottom: u16, count: u16) {
+        if self.used <= top {
+            return;
+        }
+        if self.used <= bottom + 1 {
+            self.used = self.used.saturating_add(count).min(bottom + 1);
+        }
         let (top, bottom, count) = (usize::from(top), usize::from(bottom), usize::from(count));
         self.rows.make_contiguous()[top..=bottom].rotate_right(count);
         self.rows.range_mut(top..top + count).for_each(Row::clear);
@@ -139,8 +154,19 @@ impl Grid {
 }
 
 impl Screen {
-    /// An empty screen that keeps at most `history_limit` lines which have scrolled away.
+    /// An empty screen that keeps at most `history_limit` lines which have scrolled away, and not more text of them than
+    /// a few megabytes.
     pub fn new(size: ScreenSize, history_limit: usize) -> Self {
+        Self::keeping(size, history_limit, MOST_HISTORY_BYTES)
+    }
+
+    /// An empty screen that keeps all that so many bytes say, but not all that a few of them can draw: a sequence of
+    /// seven bytes scrolls or fills thousands of columns and rows.
+    pub fn for_output(size: ScreenSize, bytes: usize) -> Self {
+        Self::keeping(size, bytes.saturating_add(usize::from(size.rows)), bytes.saturating_mul(4) + MOST_HISTORY_BYTES)
+    }
+
+    fn keeping(size: ScreenSize, history_limit: usize, history_bytes: usize) -> Self {
         let size = ScreenSize { rows: size.rows.max(1), columns: size.columns.max(1) };
         Self {
             utf8: Utf8::default(),
@@ -154,6 +180,7 @@ impl Screen {
                 saved_on_entry: None,
                 history: History::default(),
                 history_limit,
+                history_bytes,
                 dropped: 0,
                 styles: Styles::default(),
                 modes: Modes::default(),
@@ -216,7 +243,7 @@ impl Screen {
         self.state.modes.bracketed_paste
     }
 
-    /// How many lines of history were dropped so far.
+    /// How many lines of history were dropped so far because there was no room for them.
     pub fn lines_dropped(&self) -> u64 {
         self.state.dropped
     }
@@ -279,8 +306,9 @@ impl State {
 
     fn row_mut(&mut self) -> &mut Row {
         let grid = self.grid_mut();
-        let at = usize::from(grid.cursor.row);
-        &mut grid.rows[at]
+        let at = grid.cursor.row;
+        grid.used = grid.used.max(at + 1);
+        &mut grid.rows[usize::from(at)]
     }
 
     fn style(&mut self) -> u16 {
@@ -300,10 +328,12 @@ impl State {
                 }
             }
             self.main.cursor.row -= above as u16;
+            self.main.used = self.main.used.saturating_sub(above as u16);
             self.main.rows.truncate(keep);
         }
         for grid in std::iter::once(&mut self.main).chain(self.alternate.as_mut()) {
             grid.rows.resize_with(usize::from(size.rows), Row::default);
+            grid.used = grid.used.min(size.rows);
         }
         self.region = (0, size.rows - 1);
         let cursors = [&mut self.main.cursor].into_iter().chain(self.alternate.as_mut().map(|grid| &mut grid.cursor));
@@ -316,18 +346,31 @@ impl State {
 
     /// Adds a row to history; when that is full, its oldest tenth goes first.
     fn remember(&mut self, row: Row) {
+        if self.has_room() {
+            self.history.push(&row);
+        }
+    }
+
+    fn remember_blank(&mut self, mut rows: usize) {
+        while rows > 0 && self.has_room() {
+            let some = (self.history_limit - self.history.len()).min(rows);
+            self.history.push_blank(some as u32);
+            rows -= some;
+        }
+    }
+
+    /// Makes room for another line of history, if any is kept.
+    fn has_room(&mut self) -> bool {
         if self.history_limit == 0 {
             self.dropped += 1;
-            return;
+            return false;
         }
-        let full = self.history.len() >= self.history_limit
-            || (self.history_limit < usize::MAX && self.history.bytes() >= MOST_HISTORY_BYTES);
-        if full {
+        if self.history.len() >= self.history_limit || self.history.bytes() >= self.history_bytes {
             let oldest = (self.history.len() / 10).max(1);
             self.history.drop_oldest(oldest);
             self.dropped += oldest as u64;
         }
-        self.history.push(&row);
+        true
     }
 
     /// Moves the rows of the scroll region up; what leaves it on the main screen goes into history, also from a region
@@ -337,10 +380,12 @@ impl State {
         let count = count.min(bottom - top + 1);
         let remembered = self.alternate.is_none();
         if remembered {
-            for at in top..top + count {
+            let written = self.main.used.clamp(top, top + count);
+            for at in top..written {
                 let row = std::mem::take(&mut self.main.rows[usize::from(at)]);
                 self.remember(row);
             }
+            self.remember_blank(usize::from(top + count - written));
         } else {
             self.unwrap_above(top);
         }
@@ -413,7 +458,10 @@ impl State {
         if insert {
             row.insert_blank(column, usize::from(width), usize::from(columns));
         }
-        row.put(column, Cell::new(character, style, width));
+        // What is not wrapped is compared with what is there, as tmux does: a blank writes nothing behind the end.
+        if wrap || insert || character != ' ' || style != 0 || !row.is_blank_from(column) {
+            row.put(column, Cell::new(character, style, width));
+        }
         let cursor = &mut self.grid_mut().cursor;
         cursor.column = (cursor.column + width).min(if wrap { columns } else { columns - 1 });
         self.last_printed = Some(character);
@@ -464,16 +512,29 @@ impl State {
             return;
         }
         self.unwrap_above(from);
-        self.grid_mut().rows.range_mut(usize::from(from)..usize::from(to)).for_each(Row::clear);
+        let grid = self.grid_mut();
+        let end = to.min(grid.used);
+        if from < end {
+            grid.rows.range_mut(usize::from(from)..usize::from(end)).for_each(Row::clear);
+            if end == grid.used {
+                grid.used = from;
+            }
+        }
     }
 
     /// Erases the whole screen; what stood on the main screen is scrolled into history, as tmux does.
     fn clear_all(&mut self) {
         if self.alternate.is_none() {
-            let used = self.main.rows.iter().rposition(|row| !row.is_empty()).map_or(0, |last| last + 1);
+            let written = self.main.rows.range(..usize::from(self.main.used));
+            let used = written.rev().position(|row| !row.is_empty()).map_or(0, |at| usize::from(self.main.used) - at);
             for at in 0..used {
                 let row = std::mem::take(&mut self.main.rows[at]);
                 self.remember(row);
+            }
+            if used == self.main.rows.len() {
+                // The last line of a full screen goes on in the first one of the next, if it went on.
+                self.main.used = 0;
+                return;
             }
         }
         self.clear_rows(0, self.size.rows);

@@ -103,6 +103,7 @@ impl Perform for State {
                 }
                 let grid = self.grid_mut();
                 grid.rows = std::iter::repeat_n(full, usize::from(rows)).collect();
+                grid.used = rows;
             }
             _ => {}
         }
@@ -137,8 +138,10 @@ impl Perform for State {
             ([], 'I') => self.tab(count),
             ([], 'Z') => self.back_tab(count),
             ([], 'd') => {
+                // Also a cursor past the end stays there, and the next character wraps.
                 let column = self.grid().cursor.column;
-                self.move_to(count - 1, column);
+                self.move_to(count - 1, 0);
+                self.grid_mut().cursor.column = column;
             }
             ([] | [b'?'], 'J') => self.erase_display(given(0)),
             ([] | [b'?'], 'K') => self.erase_line(given(0)),
@@ -309,10 +312,7 @@ impl State {
                 self.erase_line(1);
             }
             2 => self.clear_all(),
-            3 => {
-                self.dropped += self.history.len() as u64;
-                self.history.clear();
-            }
+            3 => self.history.clear(),
             _ => {}
         }
     }

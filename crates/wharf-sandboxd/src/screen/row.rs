@@ -39,6 +39,10 @@ impl Row {
         self.cells.is_empty()
     }
 
+    pub(super) fn is_blank_from(&self, column: usize) -> bool {
+        self.cells.len() <= column
+    }
+
     /// Makes the row as new; an empty one costs nothing.
     pub(super) fn clear(&mut self) {
         self.wrapped = false;
@@ -119,12 +123,17 @@ impl Row {
 
     /// Moves what is at `column` and behind it; the row then counts as written up to its end.
     pub(super) fn insert_blank(&mut self, column: usize, count: usize, columns: usize) {
-        if self.is_empty() {
+        let room = columns - column.min(columns);
+        if count >= room && room > 1 {
+            // What would push all away pushes nothing away in tmux, but makes a blank row count as written.
+            if self.is_empty() {
+                self.cells.resize(columns, Cell::BLANK);
+            }
             return;
         }
         self.split_wide(column);
         self.cells.resize(columns, Cell::BLANK);
-        let count = count.min(columns - column.min(columns));
+        let count = count.min(room);
         self.cells.splice(column..column, std::iter::repeat_n(Cell::BLANK, count));
         self.cells.truncate(columns);
         for (at, _) in &mut self.combining {
@@ -204,23 +213,36 @@ impl Row {
     }
 }
 
-/// The rows that have scrolled away, as text. A million short lines cost little more than their characters.
+/// The rows that have scrolled away, as text. A million short lines cost little more than their characters, and any
+/// number of blank ones in a row next to nothing: a few bytes scroll a whole screen.
 #[derive(Debug, Default)]
 pub(super) struct History {
     text: String,
     lines: VecDeque<Line>,
+    count: usize,
 }
 
-/// The length of one line's text, and whether it goes on in the next one.
+/// The length of one line's text, and how many of it there are one after another: more than one only of blank ones, none if
+/// it goes on in the next line.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     bytes: u32,
-    wrapped: bool,
+    times: u32,
+}
+
+impl Line {
+    fn is_wrapped(self) -> bool {
+        self.times == 0
+    }
+
+    fn count(self) -> usize {
+        self.times.max(1) as usize
+    }
 }
 
 impl History {
     pub(super) fn len(&self) -> usize {
-        self.lines.len()
+        self.count
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -233,11 +255,42 @@ impl History {
         if !row.wrapped {
             self.text.truncate(start + self.text[start..].trim_end().len());
         }
-        self.lines.push_back(Line { bytes: (self.text.len() - start) as u32, wrapped: row.wrapped });
+        match (self.text.len() - start) as u32 {
+            0 if !row.wrapped => self.push_blank(1),
+            bytes => {
+                self.count += 1;
+                self.lines.push_back(Line { bytes, times: u32::from(!row.wrapped) });
+            }
+        }
+    }
+
+    pub(super) fn push_blank(&mut self, times: u32) {
+        self.count += times as usize;
+        let more = |line: &Line| line.times.checked_add(times).filter(|_| line.bytes == 0 && !line.is_wrapped());
+        if let Some(line) = self.lines.back_mut()
+            && let Some(all) = more(line)
+        {
+            line.times = all;
+        } else {
+            self.lines.push_back(Line { bytes: 0, times });
+        }
     }
 
     pub(super) fn drop_oldest(&mut self, lines: usize) {
-        let bytes: usize = self.lines.drain(..lines.min(self.lines.len())).map(|line| line.bytes as usize).sum();
+        let (mut left, mut bytes) = (lines, 0);
+        while left > 0
+            && let Some(line) = self.lines.front_mut()
+        {
+            let dropped = line.count().min(left);
+            left -= dropped;
+            self.count -= dropped;
+            if dropped < line.count() {
+                line.times -= dropped as u32;
+            } else {
+                bytes += line.bytes as usize;
+                self.lines.pop_front();
+            }
+        }
         self.text.drain(..bytes);
     }
 
@@ -248,21 +301,21 @@ impl History {
     /// The latest line no longer goes on in the next one.
     pub(super) fn unwrap_latest(&mut self) {
         if let Some(line) = self.lines.back_mut()
-            && line.wrapped
+            && line.is_wrapped()
         {
             let start = self.text.len() - line.bytes as usize;
             self.text.truncate(start + self.text[start..].trim_end().len());
-            *line = Line { bytes: (self.text.len() - start) as u32, wrapped: false };
+            *line = Line { bytes: (self.text.len() - start) as u32, times: 1 };
         }
     }
 
     /// Each line, and whether it goes on in the next one.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, bool)> {
         let mut rest = self.text.as_str();
-        self.lines.iter().map(move |line| {
+        self.lines.iter().flat_map(move |line| {
             let (text, behind) = rest.split_at(line.bytes as usize);
             rest = behind;
-            (text, line.wrapped)
+            std::iter::repeat_n((text, line.is_wrapped()), line.count())
         })
     }
 }

@@ -214,3 +214,60 @@ fn a_history_of_lines_full_of_combining_characters_is_bounded() {
     }
     assert!(screen.text().len() < 24 << 20, "{}", screen.text().len());
 }
+
+#[test]
+fn blank_rows_that_scroll_away_cost_no_memory_and_no_time_for_each() {
+    let size = ScreenSize { rows: 4096, columns: 256 };
+    let bytes = b"\x1b[4096S".repeat(10_000);
+    let mut screen = Screen::for_output(size, bytes.len());
+    screen.feed(&bytes);
+    screen.feed(b"end");
+    assert!(screen.lines_dropped() > 0);
+    let text = screen.text();
+    assert!(text.trim_end().ends_with("end") && text.len() <= bytes.len() + 2 * 4100, "{}", text.len());
+}
+
+#[test]
+fn a_row_that_is_full_by_a_few_bytes_is_not_kept_without_end() {
+    let size = ScreenSize { rows: 24, columns: 4096 };
+    let bytes = b"x\x1b[4095b\r\n".repeat(10_000);
+    let mut screen = Screen::for_output(size, bytes.len());
+    screen.feed(&bytes);
+    assert!(screen.lines_dropped() > 0 && screen.text().len() < 20 << 20);
+}
+
+#[test]
+fn rows_below_what_was_written_are_blank_whatever_moves_them() {
+    let size = ScreenSize { rows: 5, columns: 4 };
+    for (moves, shown) in [
+        ("a\r\x1b[2Lb", "b\n\na\n\n"),
+        ("\x1b[4;1Ha\x1b[1;1H\x1b[2Mb", "b\na\n\n\n"),
+        ("\x1b[2;1Ha\x1b[2;4r\x1b[Sb", "b\n\n\n\n"),
+        ("\x1b[2;1Ha\x1b[2;4r\x1b[T\x1b[3;1Hb", "\n\nb\n\n"),
+        ("\x1b[3;1Ha\x1b[2T\x1b[Hb\x1b[2S", "\n\na\n\n"),
+        ("\x1b[3;1Ha\x1b[2;1H\x1b[J\x1b[5;1Hc\x1b[2S", "\n\nc\n\n"),
+    ] {
+        let mut screen = Screen::new(size, 100);
+        screen.feed(moves.as_bytes());
+        assert_eq!(screen.visible_text(), shown, "{moves:?}");
+        screen.feed(b"\x1b[r\x1b[5S");
+        assert_eq!(screen.visible_text(), "\n\n\n\n", "{moves:?}");
+    }
+}
+
+#[test]
+fn what_tmux_shows_of_rare_sequences_is_shown() {
+    for (bytes, expected) in [
+        // Another row leaves a cursor past the end there: the next character wraps.
+        ("0123456789\x1b[4dx", "0123456789\n\n\nx"),
+        // More blanks than there is room for push nothing away.
+        ("0123456789\x1b[1;9H\x1b[3@", "0123456789"),
+        ("\x1b[2@\x1b[2Jx", "\nx"),
+        // Without wrapping, a blank behind the end of a row writes nothing.
+        ("\x1b[?7l \x1b[2Jx", " x"),
+        // The last line of a full screen that is cleared goes on in the first one of the next.
+        ("\x1b[1;2r\x1b[5;1H0123456789ab\x1b[2Jc", "\n\n\n\nab23456789\n\n\n\n  c"),
+    ] {
+        check(bytes, expected);
+    }
+}
