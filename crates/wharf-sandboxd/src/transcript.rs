@@ -18,6 +18,8 @@ pub struct ShellFacts {
     /// Whether what the shell shows of a command that is typed comes to the terminal, and the mark of its start with it:
     /// not while its standard error leads elsewhere.
     pub echoes: bool,
+    /// Whether the terminal edits lines because readline is switched off.
+    pub cooked: bool,
     pub exit_code: Option<i32>,
     /// The process id of the latest background job.
     pub background_pid: Option<i64>,
@@ -227,6 +229,7 @@ fn parse_mark(author: Author, mark: &[u8]) -> Option<Event> {
                 hostname: text(),
                 working_dir: text(),
                 python: text(),
+                cooked: text().as_deref() == Some("1"),
             };
             Some(Event::PromptShown { author, count, facts })
         }

@@ -76,6 +76,8 @@ pub trait View: fmt::Debug + Send {
     /// The shell read a whole command and starts it.
     fn command_started(&mut self) {}
     fn prompt_shown(&mut self, _: &ShellFacts) {}
+    /// What comes up to the first prompt is of the start-up files of a new shell.
+    fn shell_started(&mut self) {}
     /// Another shell takes the place of the one whose output this shows.
     fn reset(&mut self);
     fn screen(&mut self) -> &mut Screen;
@@ -149,6 +151,8 @@ pub enum SessionError {
     StartShell { session: SessionId, source: std::io::Error },
     #[error("the shell of session `{session}` showed no prompt within {} s", LONGEST_START.as_secs())]
     NoPrompt { session: SessionId },
+    #[error("the shell of session `{session}` ended before its first prompt, with exit code {code}")]
+    EndedAtStart { session: SessionId, code: i32 },
     #[error("session `{session}` is busy with another command")]
     Busy { session: SessionId },
     #[error("nothing runs in session `{session}`")]
@@ -341,7 +345,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError::NoPrompt`] if that takes too long; the shell goes on starting.
+    /// [`SessionError::NoPrompt`] if that takes too long; the shell goes on starting. [`SessionError::EndedAtStart`] if it
+    /// ends instead, as one whose start-up file says `exit`.
     pub async fn ready(self: &Arc<Self>) -> Result<(), SessionError> {
         let mut progress = self.progress();
         self.ensure_shell()?;
@@ -354,8 +359,12 @@ impl Session {
         let shown = progress.wait_for(|now| now.prompts > prompts || now.ends > before.ends);
         match tokio::time::timeout(LONGEST_START, shown).await {
             Ok(Ok(now)) if now.prompts > prompts => Ok(()),
+            Ok(Ok(now)) => {
+                let code = now.last_end.map_or(-1, |end| end.shell_code());
+                Err(SessionError::EndedAtStart { session: self.id().clone(), code })
+            }
             Ok(Err(_)) => Err(SessionError::Closed),
-            Ok(Ok(_)) | Err(_) => Err(SessionError::NoPrompt { session: self.id().clone() }),
+            Err(_) => Err(SessionError::NoPrompt { session: self.id().clone() }),
         }
     }
 
@@ -395,7 +404,7 @@ impl Session {
         if !self.progress.borrow().idle {
             return Err(busy());
         }
-        let pastes = shell.pastes;
+        let pastes = shell.pastes && !self.progress.borrow().facts.cooked;
         // Once begun, a command is typed to its end, also if the caller goes: a half would be the next one's beginning.
         let session = self.clone();
         // The end of a line as some callers write it.
@@ -418,10 +427,12 @@ impl Session {
             let text = match pastes {
                 true if long => announced(&command, touched),
                 true => pasted(&command, touched),
-                false => evaluated(&command),
+                false => evaluated(&command, touched),
             };
-            session.wait_for_readline(&shell).await;
-            if !long && has_keys(&command) {
+            if pastes {
+                session.wait_for_readline(&shell).await;
+            }
+            if pastes && !long && has_keys(&command) {
                 // Readline puts the terminal's settings back once it has the line.
                 let _ = shell.pty.stop_taking_keys();
             }
@@ -459,7 +470,7 @@ impl Session {
     async fn wait_for_readline(&self, shell: &Shell) {
         let until = Instant::now() + LONGEST_PAINT;
         let mut progress = self.progress();
-        while shell.pastes && shell.pty.is_canonical().is_ok_and(|canonical| canonical) && Instant::now() < until {
+        while shell.pty.is_canonical().is_ok_and(|canonical| canonical) && Instant::now() < until {
             progress.borrow_and_update();
             // Painting the prompt is output; without any a look now and then tells.
             let _ = tokio::time::timeout(Duration::from_millis(1), progress.changed()).await;
@@ -502,6 +513,13 @@ impl Session {
         self.type_bytes(&[key]).await?;
         self.settle().await;
         Ok(self.progress.borrow().idle)
+    }
+
+    /// Whether a command runs that nobody need be waiting for. A shell that is only starting runs none.
+    pub fn runs_a_command(&self) -> bool {
+        let has_shell = self.current_shell().is_some();
+        let progress = self.progress.borrow();
+        has_shell && !progress.idle && progress.prompts > progress.prompts_at_start
     }
 
     fn running_shell(&self) -> Result<Arc<Shell>, SessionError> {
@@ -658,9 +676,10 @@ impl Session {
         let log = self.log.clone();
         let render = move || {
             let (bytes, truncated) = log.copy(start, end);
-            let mut screen = Screen::new(ScreenSize { rows: size.rows, columns: size.columns }, usize::MAX);
+            let mut screen = Screen::for_output(ScreenSize { rows: size.rows, columns: size.columns }, bytes.len());
             screen.feed(&bytes);
             drop(bytes);
+            let truncated = truncated || screen.lines_dropped() > 0;
             (screen.text().trim_end_matches('\n').to_owned(), truncated, end)
         };
         let mebibytes = u32::try_from(end.0.saturating_sub(start.0) >> 20).unwrap_or(u32::MAX).saturating_add(1);
@@ -680,6 +699,8 @@ impl Session {
             }
         }
         self.tree.end(pump::GRACE).await;
+        // The shell may have ended long before, and its readers wait for another.
+        self.log.close(None);
     }
 
     /// Makes sure that nothing is left of a session that was closed.
@@ -703,8 +724,9 @@ impl Shell {
 const LONGEST_PASTE: usize = 16 << 10;
 const PASTE_START: &str = "\x1b[200~";
 const PASTE_END: &str = "\x1b[201~";
-/// What makes readline leave a search or half a key, and takes away what stands on the line.
-const CLEAN_LINE: &str = "\x07\x15";
+/// What makes readline leave a search or half a key, sets a terminal going that Ctrl-S has stopped, and takes away what
+/// stands on the line. Where Ctrl-Q is not the terminal's, it quotes the bell behind it.
+const CLEAN_LINE: &str = "\x07\x11\x07\x15";
 
 /// What types `command` as one paste. Readline takes a carriage return in a paste for a line feed, and knows a paste's
 /// end by its bytes: a command that holds either is spelled out.
@@ -723,9 +745,38 @@ fn announced(command: &str, clean: bool) -> String {
     format!("{clean}{PASTE_START}{{ __wharf_take {length}; }} 2>/dev/null; eval \"$__wharf_text\"{PASTE_END}\r")
 }
 
-/// What types `command` where there is no pasting.
-fn evaluated(command: &str) -> String {
-    format!("__wharf_started; eval {}\r", quoted_for_shell(command))
+/// A line that is typed where there is no pasting is not longer: a terminal cuts one at 4095 bytes, busybox at 1023.
+const LONGEST_LINE: usize = 700;
+/// What takes away what stands on a line that a terminal edits, and sets one going that Ctrl-S has stopped.
+const ERASED_LINE: &str = "\x11\x15";
+
+/// What types `command` where there is no pasting. What a terminal or a line editor would take for keys is spelled out,
+/// and so is what would be too long a line.
+fn evaluated(command: &str, clean: bool) -> String {
+    let clean = if clean { ERASED_LINE } else { "" };
+    let is_long = command.split('\n').any(|line| line.len() > LONGEST_LINE);
+    if is_long || has_keys(command) || command.contains(['\t', '\x7f']) {
+        return format!("{clean}__wharf_started; eval \"__wharf_again;$(printf %b{})\"\r", spelled_for_printf(command));
+    }
+    format!("{clean}__wharf_started; eval {}\r", quoted_for_shell(command))
+}
+
+/// A text as words of a POSIX shell that its `printf %b` puts together, in printable characters on short lines.
+fn spelled_for_printf(text: &str) -> String {
+    let (mut out, mut line) = (String::new(), String::new());
+    for character in text.chars() {
+        match character {
+            '\'' => line.push_str("\\0047"),
+            '\\' => line.push_str("\\\\"),
+            control if control.is_ascii_control() => line.push_str(&format!("\\0{:03o}", control as u32)),
+            other => line.push(other),
+        }
+        if line.len() >= LONGEST_LINE {
+            out.push_str(&format!(" \\\n'{}'", std::mem::take(&mut line)));
+        }
+    }
+    out.push_str(&format!(" \\\n'{line}'"));
+    out
 }
 
 /// Whether a terminal would take some of it for more than text: Ctrl-C, Ctrl-S and their like.
@@ -736,7 +787,7 @@ fn has_keys(command: &str) -> bool {
 /// Whether the shell may have lost its hook once it has run this line. Of several lines it is not known whether all
 /// were read; and nothing must be typed into the rest of a command, or to a `read` of the shell's own.
 fn may_lose_hook(command: &str) -> bool {
-    let hints = ["PROMPT_COMMAND", "source", "eval", "exec", ". "];
+    let hints = ["PROMPT_COMMAND", "source", "eval", "exec", "unset", ". "];
     !command.trim_end().contains('\n')
         && hints.iter().any(|hint| command.contains(hint))
         && !["read", "select"].iter().any(|hint| command.contains(hint))

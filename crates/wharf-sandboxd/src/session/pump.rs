@@ -3,12 +3,15 @@
 use std::{
     io::{self, Write},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use rustix::process::Pid;
+use rustix::{
+    fs::{Mode, OFlags},
+    process::Pid,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span};
@@ -21,6 +24,7 @@ use super::{
 };
 use crate::{
     core::random_hex,
+    files::rights::Rights,
     process::spawn::{self, Child, Spawn, Stdio},
     pty,
     transcript::{Author, Event, ShellFacts, Transcript},
@@ -29,8 +33,12 @@ use crate::{
 const STARTUP_BASH: &str = include_str!("startup.bash");
 const STARTUP_SH: &str = include_str!("startup.sh");
 /// Before anything of the user's: nobody else reads the start-up file, and `!` is an ordinary character.
-const BEFORE_BASHRC: &str = "{ exec @FILE@<&-; } 2>/dev/null\nset +H\n\
-                             if [[ -f ~/.bashrc && -r ~/.bashrc ]]; then . ~/.bashrc; fi\n";
+const BEFORE_LESSON: &str = "{ exec @FILE@<&-; } 2>/dev/null\nset +H\n";
+/// The hook is there before the user's own start-up file, which may make its place unchangeable. Before bash 5.1 there is
+/// only the one place, which such files ask whether it is empty.
+const AFTER_LESSON: &str = "if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] > 500)); then __wharf_install; fi\n\
+                            if [[ -f ~/.bashrc && -r ~/.bashrc ]]; then . ~/.bashrc; fi\n\
+                            __wharf_install\n";
 /// Installs the hook, and takes the line that taught a shell out of its history.
 const FORGET: &str = "__wharf_line=$(HISTTIMEFORMAT= history 1)\n\
                       case $__wharf_line in *__wharf_install*) history -d \"${__wharf_line%%[!0-9 ]*}\" ;; esac\n\
@@ -55,7 +63,7 @@ const MOST_SHELLS: usize = 64;
 
 impl Session {
     /// Starts a shell if there is none; says whether it did.
-    pub(super) fn ensure_shell(self: &Arc<Self>) -> Result<bool, SessionError> {
+    pub(crate) fn ensure_shell(self: &Arc<Self>) -> Result<bool, SessionError> {
         let mut shell = self.current_shell();
         if self.closed.is_cancelled() {
             return Err(SessionError::Closed);
@@ -97,7 +105,7 @@ impl Session {
         let startup_path = spawn::inherited_path(&startup);
         let text = if pastes {
             let file = startup_path.rsplit('/').next().unwrap_or_default();
-            [&BEFORE_BASHRC.replace("@FILE@", file), &self.lesson(STARTUP_BASH, &nonce), "__wharf_install\n"].concat()
+            [&BEFORE_LESSON.replace("@FILE@", file), &self.lesson(STARTUP_BASH, &nonce), AFTER_LESSON].concat()
         } else {
             self.lesson(STARTUP_SH, &nonce)
         };
@@ -115,13 +123,12 @@ impl Session {
                 vec!["sh".into(), "-i".into()]
             }
         };
-        let remembered = self.progress.borrow().facts.working_dir.clone();
-        let working_dir = remembered.as_deref().map(Path::new).filter(|path| path.is_dir());
+        let working_dir = self.directory_to_start_in();
         let child = spawn::spawn(Spawn {
             argv: &argv,
             user: &settings.user,
             environment: &environment,
-            working_dir: working_dir.unwrap_or(&settings.working_dir),
+            working_dir: &working_dir,
             stdio: Stdio::Terminal(slave),
             inherited: vec![startup],
             tree: &self.tree,
@@ -134,6 +141,7 @@ impl Session {
             shells: vec![Marking { author, group: child.pid(), count: 0, image: None }],
             repair: Repair::new(),
             unpainted: None,
+            is_doubtful: false,
             started_at: 0,
         };
         let shell = Shell {
@@ -146,9 +154,33 @@ impl Session {
         Ok((shell, child, intake))
     }
 
+    /// A shell that takes an ended one's place goes where that was, or as near to it as its user may: a directory that is
+    /// gone must not leave the session without a shell for ever.
+    fn directory_to_start_in(&self) -> PathBuf {
+        let settings = &self.settings;
+        let progress = self.progress.borrow();
+        if progress.ends == 0 {
+            return settings.working_dir.clone();
+        }
+        let remembered = progress.facts.working_dir.as_ref().map(PathBuf::from);
+        drop(progress);
+        let places = [settings.working_dir.as_path(), &settings.user.home, Path::new("/")].map(Path::to_owned);
+        let can_enter = |directory: &PathBuf| {
+            // Only who may search a directory gets at its own entry.
+            let entry = directory.join(".");
+            let open = || rustix::fs::open(&entry, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            Rights::of(&settings.user).run(open).is_ok_and(|opened| opened.is_ok())
+        };
+        let mut places = remembered.into_iter().chain(places);
+        places.find(can_enter).unwrap_or_else(|| settings.working_dir.clone())
+    }
+
     /// The start-up file with a nonce, without the comments.
     fn lesson(&self, startup: &str, nonce: &str) -> String {
-        let plain = if self.settings.plain_prompt { "PS1= PS2=" } else { ":" };
+        let plain = match self.settings.plain_prompt {
+            true => "[[ ${PS1@a} == *r* ]] || PS1=; [[ ${PS2@a} == *r* ]] || PS2=",
+            false => ":",
+        };
         let lines = startup.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
         let text: String = lines.flat_map(|line| [line, "\n"]).collect();
         text.replace("@NONCE@", nonce).replace("@PLAIN@", plain)
@@ -158,6 +190,7 @@ impl Session {
     async fn pump(self: Arc<Self>, shell: Arc<Shell>, mut child: Child, mut intake: Intake) {
         let mut buffer = vec![0; READ_BYTES];
         let mut abandoned_until = None;
+        self.view().shell_started();
         let end = loop {
             let looking = shell.pastes && !self.progress.borrow().idle;
             let next_look = intake.repair.next_look;
@@ -287,6 +320,8 @@ impl Session {
                 Event::LineBegun => {
                     if let Some(facts) = intake.unpainted.take() {
                         marks.push(self.at_prompt(intake, &mut *view, facts));
+                    } else if intake.repair.lesson.is_none() && !std::mem::take(&mut intake.is_doubtful) {
+                        marks.push(Mark::LineBegun);
                     }
                 }
                 Event::CommandStarted { .. } | Event::LineRead if intake.repair.lesson.is_some() => {}
@@ -309,9 +344,11 @@ impl Session {
                     // A shell at its prompt has the terminal; whoever prints its mark otherwise is not that shell.
                     let foreground = shell.pty.foreground_process_group().ok();
                     if !intake.is_next_prompt(author, count, foreground) {
+                        // It may be a shell's all the same, whose next command has the terminal by now.
+                        intake.is_doubtful = true;
                         continue;
                     }
-                    if facts.echoes && shell.pastes {
+                    if facts.echoes && shell.pastes && !facts.cooked {
                         // What the shell still says before it paints the prompt, of jobs that have ended, is output.
                         intake.unpainted = Some(facts);
                     } else {
@@ -342,6 +379,8 @@ impl Session {
             for mark in marks {
                 match mark {
                     Mark::LineRead(end) => progress.line_read = Some(end),
+                    // Another line without a prompt between them: the shell wants more of a command.
+                    Mark::LineBegun => progress.idle &= progress.line_read.is_none(),
                     // Several commands of one text make one output.
                     Mark::Started(start) if !std::mem::replace(&mut progress.started, true) => {
                         progress.command_start = start;
@@ -350,8 +389,8 @@ impl Session {
                     Mark::Started(_) => progress.idle = false,
                     Mark::Prompt(facts, start) => {
                         // What is no command starts none: an error behind what was typed is all the output.
-                        if !progress.started
-                            && let Some(end) = progress.line_read.take()
+                        if let Some(end) = progress.line_read.take()
+                            && !progress.started
                         {
                             progress.command_start = end;
                         }
@@ -380,6 +419,7 @@ fn pipe() -> io::Result<(OwnedFd, std::fs::File)> {
 
 /// What a shell said, and where in the log.
 enum Mark {
+    LineBegun,
     LineRead(ByteOffset),
     Started(ByteOffset),
     Prompt(ShellFacts, ByteOffset),
@@ -393,6 +433,8 @@ struct Intake {
     repair: Repair,
     /// What a shell said before a prompt that is not painted yet.
     unpainted: Option<ShellFacts>,
+    /// Whether the line that begins next may follow a prompt whose mark did not count.
+    is_doubtful: bool,
     /// When the latest command started, in ticks since the start of the machine.
     started_at: u64,
 }

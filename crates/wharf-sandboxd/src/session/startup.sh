@@ -6,6 +6,7 @@ __wharf_started() {
   printf '\033]7777;@NONCE@;C\037%s\007' "$__wharf_count" >/dev/tty
   return "$__wharf_status"
 }
+__wharf_again() { return "$__wharf_status"; }
 PS2=''
 __wharf_count=0
 PS1="$(printf '\033]7777;@NONCE@;B\037')"'$((__wharf_count=__wharf_count+1))'"$(printf '\0371\037')"'$?'"$(printf '\037\037\037\037')"'$PWD'"$(printf '\037\007')"

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::Notify;
 use wharf_protocol::{ProblemKind, SessionId};
 
 use super::{Session, SessionError, SessionSettings, View};
@@ -18,6 +19,8 @@ use crate::{
 pub struct Sessions {
     limit: usize,
     table: Mutex<HashMap<SessionId, Slot>>,
+    /// Wakes whoever waits for a session that is being started.
+    settled: Notify,
 }
 
 #[derive(Debug)]
@@ -29,7 +32,7 @@ enum Slot {
 
 impl Sessions {
     pub fn new(limit: usize) -> Self {
-        Self { limit, table: Mutex::new(HashMap::new()) }
+        Self { limit, table: Mutex::new(HashMap::new()), settled: Notify::new() }
     }
 
     /// An id that no session has.
@@ -41,6 +44,24 @@ impl Sessions {
         match self.table().get(id) {
             Some(Slot::Open(session)) => Some(session.clone()),
             Some(Slot::Starting) | None => None,
+        }
+    }
+
+    /// The same, once nobody is starting one of this id any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: waiting changes nothing.
+    pub async fn find_settled(&self, id: &SessionId) -> Option<Arc<Session>> {
+        loop {
+            let mut settled = std::pin::pin!(self.settled.notified());
+            settled.as_mut().enable();
+            match self.table().get(id) {
+                Some(Slot::Starting) => {}
+                Some(Slot::Open(session)) => return Some(session.clone()),
+                None => return None,
+            }
+            settled.await;
         }
     }
 
@@ -91,12 +112,16 @@ impl Sessions {
         core.bound()?.output.include(session.log());
         self.table().insert(id, Slot::Open(session.clone()));
         reservation.id = None;
+        self.settled.notify_waiters();
         Ok(session)
     }
 
-    /// Takes a closed session out of the table.
+    /// Takes a closed session out of the table, and nobody who has its id by now.
     pub fn forget(&self, session: &Session) {
-        self.table().remove(session.id());
+        let mut table = self.table();
+        if matches!(table.get(session.id()), Some(Slot::Open(open)) if std::ptr::eq(Arc::as_ptr(open), session)) {
+            table.remove(session.id());
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<SessionId, Slot>> {
@@ -114,6 +139,7 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
             self.sessions.table().remove(&id);
+            self.sessions.settled.notify_waiters();
         }
     }
 }
@@ -129,7 +155,8 @@ impl From<SessionError> for ApiError {
             SessionError::OpenTerminal { .. }
             | SessionError::StartShell { .. }
             | SessionError::Write { .. }
-            | SessionError::NoPrompt { .. } => ProblemKind::OperatingSystem,
+            | SessionError::NoPrompt { .. }
+            | SessionError::EndedAtStart { .. } => ProblemKind::OperatingSystem,
         };
         let mut detail = error.to_string();
         let mut cause = std::error::Error::source(&error);

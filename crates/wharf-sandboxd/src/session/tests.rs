@@ -445,3 +445,149 @@ async fn a_command_in_a_shell_that_took_an_ended_ones_place_says_so() {
     assert!(!session.run(&request("true")).await.unwrap().new_shell);
     session.close().await;
 }
+
+/// What people and their start-up files do to a shell; after each of them commands go on as before.
+#[tokio::test]
+async fn nothing_that_is_done_to_a_shell_freezes_it_or_takes_its_exit_codes() {
+    for done in [
+        "exec 2>&-",
+        "exec 1>&- 2>&-; exec >/dev/tty",
+        "set -r",
+        "IFS=0123456789",
+        "set -k",
+        "set +o emacs; set +o vi",
+        "set -o vi",
+        "set -H; echo \"a!zzz\"",
+        "ulimit -n 3",
+        "printf() { echo mine; }; local() { :; }; set() { :; }; bind() { echo mine; }; read() { :; }",
+        "readonly PS0 PS1 PS2 PROMPT_COMMAND rest=1 directory=2 python=3 echoes=4",
+        "for name in $(compgen -v); do unset $name; done 2>/dev/null",
+        "unset -f $(compgen -A function)",
+    ] {
+        let (session, _home) = session().await;
+        run(&session, done).await;
+        let (outcome, output) = run(&session, "echo alive; (exit 5)").await;
+        assert_eq!(outcome, CommandOutcome::Finished { exit_code: 5 }, "{done}: {output}");
+        assert!(output.contains("alive"), "{done}: {output}");
+        assert_eq!(run(&session, "true").await.0, CommandOutcome::Finished { exit_code: 0 }, "{done}");
+        session.close().await;
+    }
+}
+
+#[tokio::test]
+async fn no_start_up_file_keeps_a_shell_from_its_prompt() {
+    let path = std::env::var("PATH").unwrap();
+    for settings in [
+        "set -u",
+        "set -e",
+        "readonly PROMPT_COMMAND='seen=yes'",
+        "readonly PROMPT_COMMAND",
+        "readonly PS0='' PS1='$ ' PS2=''",
+        "alias printf=echo local=echo set=echo bind=echo case=echo builtin=echo",
+        "PROMPT_COMMAND=(true)",
+    ] {
+        let prepare = |home: &std::path::Path| std::fs::write(home.join(".bashrc"), settings).unwrap();
+        let (session, _home) = session_prepared(&path, prepare).await;
+        let patience = tokio::time::timeout(Duration::from_secs(20), run(&session, "echo alive; true"));
+        assert_eq!(patience.await.expect(settings), finished(0, "alive"), "{settings}");
+        session.close().await;
+    }
+    let (session, _home) =
+        session_prepared(&path, |home| std::fs::write(home.join(".bashrc"), "exit 7").unwrap()).await;
+    let refused = session.run(&request("true")).await.unwrap_err().to_string();
+    assert_eq!(refused, "the shell of session `test` ended before its first prompt, with exit code 7");
+}
+
+#[tokio::test]
+async fn a_session_whose_directory_is_gone_still_has_a_shell() {
+    let (session, home) = session().await;
+    run(&session, "mkdir sub; cd sub; rmdir ../sub; exit 3").await;
+    assert_eq!(run(&session, "pwd").await, finished(0, &home.path().display().to_string()));
+    std::fs::remove_dir_all(home.path()).unwrap();
+    run(&session, "exit 3").await;
+    let (outcome, _) = run(&session, "cd \"$PWD\"").await;
+    assert_eq!(outcome, CommandOutcome::Finished { exit_code: 0 });
+    session.reset().await.unwrap();
+    assert_eq!(run(&session, "echo alive").await, finished(0, "alive"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_command_is_not_typed_into_the_rest_of_one_that_somebody_else_has_begun() {
+    let (session, _home) = session().await;
+    run(&session, "true").await;
+    let mut progress = session.progress();
+    session.type_bytes(b"echo \"abc\r").await.unwrap();
+    progress.wait_for(|now| !now.idle).await.unwrap();
+    assert!(matches!(session.run(&request("echo x")).await, Err(SessionError::Busy { .. })));
+    assert!(type_until_prompt(&session, b"def\"\r").await.contains("abc\r\ndef\r\n"));
+    assert_eq!(run(&session, "echo x").await, finished(0, "x"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_terminal_that_somebody_has_stopped_goes_on_with_the_next_command() {
+    let (session, _home) = session().await;
+    run(&session, "true").await;
+    session.press_at_prompt(0x13).await.unwrap();
+    assert_eq!(run(&session, "echo alive").await, finished(0, "alive"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn a_few_bytes_that_scroll_a_large_screen_take_little_memory() {
+    let (session, _home) = session().await;
+    session.resize(TerminalSize { rows: 4096, columns: 256 }).await.unwrap();
+    let scrolls = r"s=$(printf '\033[4096S%.0s' {1..1000}); for i in {1..20}; do printf '%s' $s; done; echo end";
+    let result = session.run(&request(scrolls)).await.unwrap();
+    assert_eq!(result.outcome, CommandOutcome::Finished { exit_code: 0 });
+    assert!(result.truncated && result.output.ends_with("end"));
+    // Eighty million lines, of which as many are kept as there were bytes.
+    assert!(result.output.len() < 200_000, "{}", result.output.len());
+    session.close().await;
+}
+
+/// Whoever follows the output of a session whose shell has ended is told when the session goes.
+#[tokio::test]
+async fn readers_of_a_session_without_a_shell_end_with_it() {
+    let (session, _home) = session().await;
+    run(&session, "exit 3").await;
+    let log = session.log().clone();
+    let end = log.end();
+    let reader = tokio::spawn(async move {
+        while !log.read(end, 1).finished {
+            log.wait_beyond(end).await;
+        }
+    });
+    session.close().await;
+    tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_shell_that_is_no_bash_takes_commands_of_any_length_and_any_character() {
+    for shell in ["/bin/dash", "/bin/busybox"] {
+        let programs = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(shell, programs.path().join("sh")).unwrap();
+        let (session, _home) = session_with(&programs.path().display().to_string()).await;
+        let plain = "y".repeat(6_000);
+        for (command, code, output) in [
+            (format!("echo {plain}"), 0, plain.clone()),
+            ("printf '%s' \"a\tb\"".to_owned(), 0, "a       b".to_owned()),
+            ("(exit 3)".to_owned(), 3, String::new()),
+            ("echo\t$?".to_owned(), 0, "3".to_owned()),
+            ("x='\u{3}\u{4}\u{7f}\\0101'; echo\t${#x}".to_owned(), 0, "8".to_owned()),
+            ("exit\t4".to_owned(), -1, String::new()),
+        ] {
+            let (outcome, said) = run(&session, &command).await;
+            let shown = &command[..command.len().min(20)];
+            match code {
+                -1 => assert_eq!(outcome, CommandOutcome::ShellEnded { code: Some(4), signal: None }, "{shell}"),
+                code => {
+                    assert_eq!(outcome, CommandOutcome::Finished { exit_code: code }, "{shell}: {shown}: {said}");
+                    assert_eq!(said, output, "{shell}: {shown}");
+                }
+            }
+        }
+        session.close().await;
+    }
+}

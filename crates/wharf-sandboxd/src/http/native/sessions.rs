@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use wharf_protocol::{
     ByteOffset, CommandResult, Frame, InputRequest, OnDisconnect, Problem, ProblemKind, ResizeRequest, RunRequest,
-    Screen as ScreenText, SessionId, SessionInfo, SessionRequest, SessionState, SignalRequest, Stream, TerminalSize,
+    Screen as ScreenText, SessionId, SessionInfo, SessionRequest, SignalRequest, Stream, TerminalSize,
 };
 
 use super::stream::{self, Asked, Caller};
@@ -71,7 +71,7 @@ fn checked(size: TerminalSize) -> Result<TerminalSize, ApiError> {
 #[utoipa::path(
     post, path = "/v1/sessions", tag = "sessions", request_body = SessionRequest,
     responses((status = 201, body = SessionInfo), (status = 200, description = "it exists", body = SessionInfo),
-              (status = 429, body = Problem)),
+              (status = 409, description = "it is being removed", body = Problem), (status = 429, body = Problem)),
 )]
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
@@ -82,18 +82,14 @@ pub(super) async fn create(
         Some(id) => id,
         None => bound.sessions.new_id(),
     };
-    if let Some(session) = bound.sessions.find(&id) {
-        if matches!(session.info().state, SessionState::Ended { .. }) {
-            // Whoever asks for a session wants to use it.
-            session.ready().await?;
-        }
-        return Ok((StatusCode::OK, Json(session.info())));
+    if let Some(session) = bound.sessions.find_settled(&id).await {
+        return given(&session);
     }
     let terminal = checked(request.terminal)?;
     let (user, environment, working_dir) =
         bound.placed(request.user.as_deref(), request.environment, request.working_dir.as_deref())?;
     let settings = SessionSettings {
-        id,
+        id: id.clone(),
         user,
         environment,
         working_dir,
@@ -105,8 +101,26 @@ pub(super) async fn create(
     };
     let size = ScreenSize { rows: terminal.rows, columns: terminal.columns };
     let view = Arc::new(Mutex::new(Screen::new(size, HISTORY_LINES)));
-    let session = bound.sessions.open(settings, view, &core).await?;
-    Ok((StatusCode::CREATED, Json(session.info())))
+    match bound.sessions.open(settings, view, &core).await {
+        Ok(session) => Ok((StatusCode::CREATED, Json(session.info()))),
+        Err(error) if error.problem().kind == ProblemKind::Conflict => {
+            // Somebody else who asked for it was quicker.
+            let session = bound.sessions.find_settled(&id).await.ok_or(error)?;
+            given(&session)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A session that was there already, with a shell.
+fn given(session: &Arc<Session>) -> Result<(StatusCode, Json<SessionInfo>), ApiError> {
+    if session.closed().is_cancelled() {
+        return Err(ApiError::new(ProblemKind::Conflict, format!("session `{}` is being removed", session.id())));
+    }
+    // Whoever asks for a session wants to use it. Whether its shell shows a prompt is for whoever runs a command: what else
+    // a start-up file starts can be looked at.
+    session.ensure_shell()?;
+    Ok((StatusCode::OK, Json(session.info())))
 }
 
 /// All sessions, oldest first.

@@ -137,7 +137,7 @@ async fn a_session_keeps_its_directory_and_says_how_a_command_ended() {
     assert_eq!(api.post("/v1/sessions", json!({ "id": "s" })).await.status, StatusCode::OK);
     api.post("/v1/sessions/s/run", json!({ "command": "mkdir d && cd d" })).await;
     let result = api.post("/v1/sessions/s/run", json!({ "command": "pwd; false" })).await.json();
-    assert_eq!((&result["outcome"], &result["exit_code"]), (&json!("finished"), &json!(1)));
+    assert_eq!((&result["outcome"], &result["exit_code"]), (&json!("finished"), &json!(1)), "{result}");
     assert_eq!(result["output"].as_str().unwrap().trim_end(), api.path("d"));
     assert_eq!(api.post("/v1/sessions/none/run", json!({ "command": "x" })).await.problem().0, 404);
     assert_eq!(api.post("/v1/sessions", json!({ "id": "no/id" })).await.problem().0, 400);
