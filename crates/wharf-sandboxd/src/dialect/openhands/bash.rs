@@ -14,7 +14,10 @@ use super::{
     console::{Capture, Console},
     multi_command,
 };
-use crate::session::{Progress, Session, SessionError, Waited, wait_for_end};
+use crate::{
+    process::memory,
+    session::{Progress, Session, SessionError, Waited, wait_for_end},
+};
 
 const MORE: &str = "You may wait longer to see additional output by sending empty command '', send other commands to \
                     interact with the current process, send keys (\"C-c\", \"C-z\", \"C-d\") to interrupt/kill the \
@@ -26,6 +29,9 @@ const LONGEST_CONTENT: usize = 30_000;
 const RESET: &str = "Terminal session has been reset. All previous environment variables and session state have been \
                      cleared.";
 const RESET_COMMAND: &str = "[RESET]";
+/// The exit code of what was ended by SIGKILL.
+const KILLED: i32 = 128 + 9;
+const OUT_OF_MEMORY: &str = "\n[A process was killed: the sandbox has no more memory than its limit.]";
 /// Keys that the shell answers with a new prompt, or by ending: Ctrl-C, Ctrl-D, Ctrl-J, Ctrl-M.
 const ANSWERED_KEYS: [u8; 4] = [3, 4, 10, 13];
 
@@ -101,8 +107,8 @@ pub struct BashShell {
     told: Option<String>,
     /// Whether the agent knows that the shell has ended and a new one takes its place.
     told_of_end: bool,
-    /// Whether no command was run in it yet: what start-up files print belongs to none.
-    is_new: bool,
+    /// How many processes the kernel had killed for memory when the latest command began.
+    kills_before: Option<u64>,
     initial_dir: String,
     working_dir: String,
 }
@@ -122,7 +128,7 @@ impl BashShell {
             reported: Reported::Nothing,
             told: None,
             told_of_end: false,
-            is_new: true,
+            kills_before: None,
             initial_dir: working_dir.clone(),
             working_dir,
         }
@@ -155,7 +161,6 @@ impl BashShell {
         self.reported = Reported::Nothing;
         self.told = None;
         self.told_of_end = false;
-        self.is_new = true;
         self.working_dir.clone_from(&self.initial_dir);
         if run.command.trim().is_empty() {
             let metadata =
@@ -175,6 +180,11 @@ impl BashShell {
 
     async fn execute_in_shell(&mut self, run: &Run) -> Result<RunReply, SessionError> {
         let command = run.command.trim();
+        if self.reported != Reported::Pending && self.session.runs_a_command() {
+            // Whoever asked for it has left: whoever comes now can wait for it, type to it and end it.
+            self.reported = Reported::Pending;
+            self.told = None;
+        }
         if self.reported != Reported::Pending {
             if command.is_empty() {
                 return Ok(nothing_to("retrieve logs from"));
@@ -188,13 +198,15 @@ impl BashShell {
             return Ok(multiple(&commands, command, run.hidden));
         }
         self.session.ready().await?;
-        if std::mem::take(&mut self.is_new) {
-            // As the original, which clears the screen of a shell that has just started.
-            self.console().clear();
-        }
         let replaced = self.session.take_replaced().filter(|_| !std::mem::take(&mut self.told_of_end));
         let mut progress = self.session.progress();
         let before = progress.borrow_and_update().clone();
+        if let ("", Some(end)) = (command, replaced) {
+            let told = self.report(Waited::ShellEnded(end), command, None, false, run, &before).await;
+            // The new shell runs already, and whoever asked knows.
+            self.told_of_end = false;
+            return told;
+        }
         let started = Instant::now();
         let idle = before.idle;
         if self.reported == Reported::Pending && !idle && !run.is_input && !command.is_empty() {
@@ -239,6 +251,7 @@ impl BashShell {
                         self.console().expect_echo(command);
                     }
                 }
+                self.kills_before = memory::kills();
                 self.session.submit(command).await?;
             }
         }
@@ -322,9 +335,11 @@ impl BashShell {
                     _ => Capture::between_prompts(&capture),
                 };
                 metadata.suffix = completed(metadata.exit_code, Some(command).filter(|_| is_key));
+                if metadata.exit_code == KILLED && memory::kills() > self.kills_before {
+                    metadata.suffix.push_str(OUT_OF_MEMORY);
+                }
                 if let Waited::ShellEnded(_) = &outcome {
                     self.told_of_end = true;
-                    self.is_new = true;
                     metadata.suffix.push_str(&format!(
                         "\n[The shell has ended. The next command runs in a new one, in {}: variables, functions and \
                          background jobs are gone.]",

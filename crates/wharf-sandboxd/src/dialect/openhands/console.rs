@@ -26,6 +26,11 @@ pub struct Console {
     echo: Option<String>,
     /// What came behind the last line that the shell has read of that command: if it starts nothing, the reason.
     behind_line: Vec<u8>,
+    /// Whether a new shell has not shown its first prompt: what its start-up files print is nobody's, as in the original,
+    /// which clears the screen then.
+    starting: bool,
+    /// Whether nothing was shown since the latest prompt.
+    at_prompt: bool,
 }
 
 impl Console {
@@ -37,6 +42,8 @@ impl Console {
             block_end: format!("\u{f8ff}{nonce}\u{f8ff}>"),
             echo: None,
             behind_line: Vec::new(),
+            starting: false,
+            at_prompt: false,
         };
         console.draw_prompt();
         console
@@ -65,8 +72,13 @@ impl Console {
     /// Says that a key is about to be pressed: what comes is no echo of a command any more.
     pub fn end_echo(&mut self) {
         if let Some(stand_in) = self.echo.take() {
-            self.screen.feed(stand_in.as_bytes());
+            self.show(stand_in.as_bytes());
         }
+    }
+
+    fn show(&mut self, bytes: &[u8]) {
+        self.at_prompt = false;
+        self.screen.feed(bytes);
     }
 
     fn expect(&mut self, stand_in: String) {
@@ -97,6 +109,7 @@ impl Console {
         block.push_str(&self.block_end);
         block.push_str("\r\n");
         self.screen.feed(block.as_bytes());
+        self.at_prompt = true;
     }
 }
 
@@ -107,12 +120,20 @@ fn find_line(text: &str, line: &str, from: usize) -> Option<usize> {
 
 impl View for Console {
     fn output(&mut self, bytes: &[u8]) {
+        if self.starting {
+            return;
+        }
         if self.echo.is_some() {
             let room = LONGEST_REFUSAL.saturating_sub(self.behind_line.len());
             self.behind_line.extend_from_slice(&bytes[..bytes.len().min(room)]);
         } else {
-            self.screen.feed(bytes);
+            self.show(bytes);
         }
+    }
+
+    fn shell_started(&mut self) {
+        self.end_echo();
+        self.starting = true;
     }
 
     fn line_read(&mut self) {
@@ -124,8 +145,11 @@ impl View for Console {
     }
 
     fn prompt_shown(&mut self, _: &ShellFacts) {
+        if std::mem::take(&mut self.starting) && self.at_prompt {
+            return;
+        }
         if let Some(stand_in) = self.echo.take() {
-            self.screen.feed(stand_in.as_bytes());
+            self.show(stand_in.as_bytes());
             self.screen.feed(&self.behind_line);
         }
         self.draw_prompt();
@@ -233,5 +257,20 @@ mod tests {
         let capture = finished(b"\x1b[H\x1b[2J\x1b[3Jafter clear\r\n");
         assert!(capture.lost_its_start());
         assert_eq!(capture.before_last_prompt().lines().count(), 2);
+    }
+
+    #[test]
+    fn what_start_up_files_print_is_nobodys_and_what_the_shell_before_printed_stays() {
+        let mut console = Console::new("x");
+        console.shell_started();
+        console.output(b"welcome\r\n");
+        console.prompt_shown(&ShellFacts::default());
+        assert_eq!(console.capture(), Console::new("x").capture());
+        console.output(b"last words\r\n");
+        console.shell_started();
+        console.output(b"welcome again\r\n");
+        console.prompt_shown(&ShellFacts::default());
+        console.output(b"mine\r\n");
+        assert_eq!(console.capture().between_prompts().trim(), "last words\n\n\nmine");
     }
 }

@@ -50,7 +50,7 @@ use crate::{
     },
     options::OpenHandsOptions,
     process::users,
-    session::{SessionError, SessionSettings},
+    session::{Session, SessionError, SessionSettings},
 };
 
 /// The size of the original's terminal: section 6.1.
@@ -405,12 +405,10 @@ async fn run(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: &Act
                 });
             }
         };
+        let only_session =
+            OnlySession { session: shell.session().clone(), core: state.core.clone(), is_removed: false };
         let reply = shell.execute(&request).await;
-        let session = shell.session().clone();
-        session.close().await;
-        if let Ok(bound) = state.bound() {
-            bound.sessions.forget(&session);
-        }
+        only_session.remove().await;
         reply
     } else {
         state.shell(shell).await?.execute(&request).await
@@ -423,6 +421,38 @@ async fn run(state: &Arc<OpenHands>, shell: &mut Option<BashShell>, action: &Act
         Err(error) if hidden => run_observation(&error.to_string(), &request.command, &Metadata::default(), true),
         Err(error) => error_observation(&error.to_string()),
     })
+}
+
+/// The session of one static command: it ends with that, also when the client leaves before.
+struct OnlySession {
+    session: Arc<Session>,
+    core: Arc<Core>,
+    is_removed: bool,
+}
+
+impl OnlySession {
+    async fn remove(mut self) {
+        self.removing().await;
+        self.is_removed = true;
+    }
+
+    fn removing(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (session, core) = (self.session.clone(), self.core.clone());
+        async move {
+            session.close().await;
+            if let Ok(bound) = core.bound() {
+                bound.sessions.forget(&session);
+            }
+        }
+    }
+}
+
+impl Drop for OnlySession {
+    fn drop(&mut self) {
+        if !self.is_removed {
+            self.core.tasks.spawn(self.removing());
+        }
+    }
 }
 
 fn run_observation(content: &str, command: &str, metadata: &Metadata, hidden: bool) -> Value {
