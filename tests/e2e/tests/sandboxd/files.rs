@@ -42,26 +42,9 @@ impl Server {
 
     /// Started with OpenHands' command line, with `nobody` as the agent's user.
     fn of_nobody(working_dir: &Path) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let port = wharf_e2e::free_port();
-        let child = Command::new(wharf_e2e::program("wharf-sandboxd"))
-            .arg(port.to_string())
-            .arg("--working-dir")
-            .arg(working_dir)
-            .args(["--username", "nobody", "--user-id", &NOBODY.to_string()])
-            .env("RUNTIME_USERNAME", "nobody")
-            .env("SESSION_API_KEY", KEY)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut server = Self { child, port, home, agent };
-        while server.agent.get(server.url("/alive")).call().is_err() {
-            assert!(server.child.try_wait().unwrap().is_none(), "it did not start");
-            std::thread::yield_now();
-        }
-        server
+        let arguments = ["--username", "nobody", "--user-id", &NOBODY.to_string()];
+        let environment = [("RUNTIME_USERNAME", "nobody"), ("SESSION_API_KEY", KEY)];
+        Self::openhands_in(tempfile::tempdir().unwrap(), working_dir, &arguments, &environment)
     }
 
     fn act(&self, action: &str, arguments: Value) -> Value {

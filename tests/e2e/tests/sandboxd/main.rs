@@ -4,12 +4,14 @@
 use std::{
     net::TcpStream,
     os::unix::process::ExitStatusExt,
+    path::Path,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 mod files;
 mod limits;
@@ -19,10 +21,31 @@ mod sessions;
 const SECRET: &str = "the-bind-secret-of-a-test";
 const KEY: &str = "the-key-of-a-test";
 
+/// Long enough for a busy machine; nothing waits for it unless it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until there is an answer; for what no event tells of.
+#[track_caller]
+fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(started.elapsed() < PATIENCE, "{what} did not come to be");
+        std::thread::yield_now();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let patience = Some(Duration::from_secs(120));
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(patience).build().into()
+}
+
 struct Server {
     child: Child,
     port: u16,
-    home: tempfile::TempDir,
+    home: TempDir,
     agent: ureq::Agent,
 }
 
@@ -56,42 +79,38 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", argv[0]));
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(120)))
-            .build()
-            .into();
-        let mut server = Self { child, port, home, agent };
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(server.child.try_wait().unwrap().is_none(), "the server has ended");
-            std::thread::yield_now();
-        }
-        server
+        Self { child, port, home, agent: agent() }.listening()
     }
 
     /// A server that was started with OpenHands' command line, and speaks its dialect.
     fn openhands() -> Self {
         let home = tempfile::tempdir().unwrap();
+        let directory = home.path().to_owned();
+        Self::openhands_in(home, &directory, &["--username", "root"], &[("NO_CHANGE_TIMEOUT_SECONDS", "10")])
+    }
+
+    /// The same with more of its command line and its environment.
+    fn openhands_in(home: TempDir, working_dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let port = wharf_e2e::free_port();
         let child = Command::new(wharf_e2e::program("wharf-sandboxd"))
-            .args([&port.to_string(), "--username", "root", "--working-dir"])
-            .arg(home.path())
+            .args([&port.to_string(), "--working-dir"])
+            .arg(working_dir)
+            .args(arguments)
             .env_remove("SESSION_API_KEY")
-            .env("NO_CHANGE_TIMEOUT_SECONDS", "10")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(120)))
-            .build()
-            .into();
-        let server = Self { child, port, home, agent };
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        Self { child, port, home, agent: agent() }.listening()
+    }
+
+    fn listening(mut self) -> Self {
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(self.child.try_wait().unwrap().is_none(), "the server has ended");
             std::thread::yield_now();
         }
-        server
+        self
     }
 
     fn bound(prefix: &[&str], limits: Value) -> Self {

@@ -1,33 +1,11 @@
 //! What a child has of sandboxd, what belongs to a tree, and how trees end.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use super::{KEY, SECRET, Server, is_alive};
-
-/// Long enough for a busy machine; nothing waits for it unless it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Asks until there is an answer; for what no event tells of.
-#[track_caller]
-fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(started.elapsed() < PATIENCE, "{what} did not come to be");
-        std::thread::yield_now();
-    }
-}
+use super::{KEY, SECRET, Server, is_alive, until};
 
 impl Server {
     /// Starts a process; gives its id and its number.

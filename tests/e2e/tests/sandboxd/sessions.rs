@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{KEY, Server};
+use super::{KEY, Server, until};
 
 impl Server {
     fn action(&self, arguments: Value) -> Value {
@@ -14,7 +14,18 @@ impl Server {
     }
 
     fn dialect(&self, arguments: Value) -> (u16, Value) {
-        let body = json!({ "action": { "action": "run", "args": arguments, "timeout": 20 } });
+        self.dialect_within(20, arguments)
+    }
+
+    /// What is told after so many seconds at most.
+    fn dialect_for(&self, seconds: u32, arguments: Value) -> Value {
+        let (status, told) = self.dialect_within(seconds, arguments);
+        assert_eq!(status, 200, "{told}");
+        told
+    }
+
+    fn dialect_within(&self, seconds: u32, arguments: Value) -> (u16, Value) {
+        let body = json!({ "action": { "action": "run", "args": arguments, "timeout": seconds } });
         let mut answer = self.agent.post(self.url("/execute_action")).send_json(&body).unwrap();
         (answer.status().as_u16(), answer.body_mut().read_json().unwrap())
     }
@@ -114,8 +125,8 @@ fn the_dialect_says_that_a_replaced_shell_knows_nothing_of_the_old_one() {
     let told = server.action(json!({ "command": "echo ${x-gone}; kill -9 $$ & sleep 1" }));
     assert_eq!(told["extras"]["metadata"]["prefix"], "", "it was told already");
     // This time the shell ends while nobody waits for it.
-    server.action(json!({ "command": "(sleep 0.2; kill -9 $$) >/dev/null 2>&1 &" }));
-    std::thread::sleep(Duration::from_secs(1));
+    server.action(json!({ "command": "echo $$ > shell; (until [ -e go ]; do :; done; kill -9 $$) >/dev/null 2>&1 &" }));
+    server.lets_go_until_the_shell_ends();
     let told = server.action(json!({ "command": "echo ${x-gone}" }));
     assert_eq!(ran(&told).1, "gone");
     let prefix = told["extras"]["metadata"]["prefix"].as_str().unwrap();
@@ -125,7 +136,7 @@ fn the_dialect_says_that_a_replaced_shell_knows_nothing_of_the_old_one() {
 #[test]
 fn a_key_that_does_nothing_at_the_prompt_is_answered_at_once() {
     let server = Server::openhands();
-    for key in ["l", "z", "x", "r", "v", "g", "u"] {
+    for key in ["l", "z", "x", "r", "v", "g", "u", "s"] {
         // That nothing changes any more would be told after 10 s, and as -1.
         let told = server.action(json!({ "command": format!("C-{key}") }));
         let suffix = format!("\n[The command completed with exit code 0. CTRL+{} was sent.]", key.to_uppercase());
@@ -205,4 +216,123 @@ fn a_terminal_of_absurd_size_is_refused_and_a_program_that_draws_without_end_slo
     let (_, result) = server.post(KEY, "/v1/sessions/other/run", &json!({ "command": "echo beside" }));
     assert_eq!(result["output"], "beside");
     server.delete("/v1/sessions/s");
+}
+
+impl Server {
+    /// Tells a shell that has written its number to a file and waits for another to go on, and waits for its end.
+    fn lets_go_until_the_shell_ends(&self) {
+        let shell = std::fs::read_to_string(self.home.path().join("shell")).unwrap();
+        std::fs::write(self.home.path().join("go"), "").unwrap();
+        until("the shell's end", || (!std::path::Path::new("/proc").join(shell.trim()).exists()).then_some(()));
+    }
+
+    /// Asks for a command and leaves once it has made a file.
+    fn leaves(&self, arguments: Value, begun: &str) {
+        let body = json!({ "action": { "action": "run", "args": arguments } }).to_string();
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let length = body.len();
+        let request = format!(
+            "POST /execute_action HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        std::io::Write::write_all(&mut connection, request.as_bytes()).unwrap();
+        until(begun, || self.home.path().join(begun).exists().then_some(()));
+    }
+}
+
+#[test]
+fn the_session_of_a_static_command_ends_when_its_client_leaves() {
+    let server = Server::openhands();
+    server.action(json!({ "command": "true" }));
+    for round in ["first", "second"] {
+        server
+            .leaves(json!({ "command": format!("> {round}; sleep 1000"), "is_static": true, "blocking": true }), round);
+    }
+    // Any thread may have started them.
+    let shells = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
+        let of_task =
+            |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        tasks.flatten().map(|task| of_task(task).split_whitespace().count()).sum::<usize>()
+    };
+    until("the end of the abandoned shells", || (shells() == 1).then_some(()));
+    assert_eq!(ran(&server.action(json!({ "command": "echo here", "is_static": true }))).1, "here");
+}
+
+#[test]
+fn a_command_whose_client_left_can_be_waited_for_typed_to_and_ended() {
+    let server = Server::openhands();
+    let reads = "> begun; echo asks; read answer; echo \"got $answer\"; sleep 1000";
+    server.leaves(json!({ "command": reads, "blocking": true }), "begun");
+    let told = server.action(json!({ "command": "echo other" }));
+    assert!(ran(&told).2.contains("is NOT executed"), "{told}");
+    assert_eq!(ran(&told).1, "asks");
+    let told = server.dialect_for(1, json!({ "command": "this", "is_input": true, "blocking": true }));
+    assert_eq!((ran(&told).0, ran(&told).1), (-1, "got this"), "{told}");
+    let told = server.action(json!({ "command": "C-c", "is_input": true }));
+    assert_eq!((ran(&told).0, ran(&told).1), (130, "^C"), "{told}");
+    assert_eq!(ran(&server.action(json!({ "command": "echo other" }))).1, "other");
+}
+
+#[test]
+fn the_last_words_of_a_shell_that_ended_unseen_are_told() {
+    let server = Server::openhands();
+    let waits = "echo $$ > shell; until [ -e go ]; do :; done; echo last words; exit 3";
+    let told = server.dialect_for(1, json!({ "command": waits, "blocking": true }));
+    assert_eq!(ran(&told).0, -1, "{told}");
+    server.lets_go_until_the_shell_ends();
+    let told = server.action(json!({ "command": "", "blocking": true }));
+    assert!(ran(&told).0 == 3 && ran(&told).1.contains("last words"), "{told}");
+    assert!(ran(&told).2.contains("The shell has ended"), "{told}");
+    let told = server.action(json!({ "command": "echo new" }));
+    assert_eq!((ran(&told).1, &told["extras"]["metadata"]["prefix"]), ("new", &json!("")), "{told}");
+}
+
+#[test]
+fn a_session_that_is_being_removed_is_given_to_nobody() {
+    let server = Server::bound(&[], json!({}));
+    server.post(KEY, "/v1/sessions", &json!({ "id": "s" }));
+    let stays = json!({ "command": "trap '' HUP TERM; > stays; read -t 1000", "no_output_timeout_ms": 100 });
+    server.post(KEY, "/v1/sessions/s/run", &stays);
+    std::thread::scope(|scope| {
+        let removing = scope.spawn(|| server.delete_for("/v1/sessions/s").0);
+        let refused = until("the beginning of its end", || {
+            let (status, told) = server.post(KEY, "/v1/sessions", &json!({ "id": "s" }));
+            (status != 200).then_some((status, told))
+        });
+        assert_eq!(refused.1["detail"], "session `s` is being removed", "{}", refused.0);
+        // Nor is another one of its name taken away by who asks twice.
+        let again = scope.spawn(|| server.delete_for("/v1/sessions/s").0);
+        assert_eq!(removing.join().unwrap(), 204);
+        again.join().unwrap();
+    });
+    assert_eq!(server.post(KEY, "/v1/sessions", &json!({ "id": "s" })).0, 201);
+}
+
+#[test]
+fn a_session_whose_start_up_file_goes_elsewhere_can_be_started_again_and_looked_at() {
+    let server = Server::bound(&[], json!({}));
+    let home = server.home.path().display().to_string();
+    std::fs::write(server.home.path().join(".bashrc"), "exec sh -c 'echo elsewhere; read -r x; exit 3'").unwrap();
+    let request = json!({ "id": "s", "environment": { "HOME": home } });
+    assert_eq!(server.post(KEY, "/v1/sessions", &request).0, 201);
+    server.post(KEY, "/v1/sessions/s/input", &json!({ "text": "\r" }));
+    until("its end", || (server.get("/v1/sessions/s")["state"] == "ended").then_some(()));
+    let (status, told) = server.post(KEY, "/v1/sessions", &request);
+    assert_eq!((status, &told["state"]), (200, &json!("busy")), "{told}");
+    until("what it shows", || {
+        server.get("/v1/sessions/s/screen")["text"].as_str().unwrap().contains("elsewhere").then_some(())
+    });
+}
+
+#[test]
+fn callers_who_ask_for_one_session_at_once_all_get_it() {
+    let server = Server::bound(&[], json!({}));
+    for round in 0..10 {
+        let request = json!({ "id": format!("s{round}") });
+        let answers: Vec<u16> = std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| server.post(KEY, "/v1/sessions", &request).0)).collect();
+            asking.into_iter().map(|asks| asks.join().unwrap()).collect()
+        });
+        assert!(answers.iter().all(|status| [200, 201].contains(status)), "{answers:?}");
+    }
 }
