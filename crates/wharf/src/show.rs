@@ -62,9 +62,21 @@ pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<
             Status::Starting { waiting } => format!("starting, {waiting}"),
             Status::Stopped { reason } => format!("stopped: {reason}"),
         };
+        let status = short(&status, LONGEST_STATUS);
         table.add_row([sandbox.id.to_string(), status, age(now - sandbox.created_at), sandbox.workspace()]);
     }
     Ok(out::line(table.trim_fmt())?)
+}
+
+/// What a table has room for; `inspect` tells all.
+const LONGEST_STATUS: usize = 72;
+
+/// A text of at most `most` characters.
+fn short(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+    }
 }
 
 pub(crate) fn age(seconds: f64) -> String {
@@ -98,6 +110,12 @@ pub(crate) async fn inspect(runtime: &Runtime, id: &SandboxId) -> anyhow::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_status_does_not_make_the_table_wide() {
+        assert_eq!(short("stöpped", 7), "stöpped");
+        assert_eq!(short("stöpped: why", 7), "stöppe…");
+    }
 
     #[test]
     fn a_log_has_no_power_over_a_terminal() {

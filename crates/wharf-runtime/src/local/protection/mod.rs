@@ -391,6 +391,7 @@ impl Survey<'_> {
             let text = format!("{config_text}\n[core]\n\tworktree = \"{}\"\n", worktree.display());
             self.found.covers.insert(config, With::Text(text));
         }
+        self.look_at_alternates(directory);
         for worktree in self.directories(&directory.join("worktrees")) {
             self.pin(&worktree);
             for entry in PROTECTED.iter().filter(|entry| entry.place == Place::LinkedWorktree) {
@@ -418,6 +419,23 @@ impl Survey<'_> {
                 // The name of a submodule may have slashes.
                 left -= 1;
                 modules.extend(self.directories(&module));
+            }
+        }
+    }
+
+    /// The directories of objects that a repository borrows from: of `git clone --shared` and `--reference`.
+    fn look_at_alternates(&mut self, directory: &Path) {
+        let objects = directory.join("objects");
+        let text = self.read(&objects.join("info/alternates")).unwrap_or_default();
+        for named in text.lines().map(Path::new).filter(|named| named.is_absolute()) {
+            let is_seen = self.inside(named).is_some_and(|inside| inside == named) || self.is_named_as_inside(named);
+            if !is_seen {
+                self.found.warnings.push(format!(
+                    "git lacks objects in `{0}`: it borrows them from `{1}`, which the sandbox does not see; \
+                     `--mount {1}:{1}:ro`",
+                    self.source.join(directory).display(),
+                    named.display()
+                ));
             }
         }
     }

@@ -252,6 +252,18 @@ fn a_file_written_inside_shows_no_other_directory_of_the_host() {
 }
 
 #[test]
+fn a_repository_that_borrows_objects_says_what_to_mount() {
+    let host = Host::new();
+    host.repository("lender");
+    host.git("", &["clone", "-q", "--shared", "lender", "borrower"]);
+    let objects = host.path().join("lender/.git/objects").display().to_string();
+    let warnings = host.plan("borrower", &[]).warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains(&format!("--mount {objects}:{objects}:ro")), "{warnings:?}");
+    let lender = MountSpec { source: objects.clone(), target: objects, read_only: true };
+    assert_eq!(plan_mounts(&[host.mount("borrower"), lender], &[], &[]).warnings, [] as [&str; 0]);
+}
+
+#[test]
 fn what_is_unprotected_has_no_cover_and_no_placeholder() {
     let host = Host::new();
     host.repository("");
