@@ -100,6 +100,9 @@ pub struct ExecInfo {
     /// killed a process of the sandbox for want of memory meanwhile. `false` where sandboxd cannot see that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub out_of_memory: bool,
+    /// Whether it was ended because its caller had gone, as `on_disconnect` asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caller_gone: bool,
     /// The end of its output log so far.
     pub output_end: ByteOffset,
 }

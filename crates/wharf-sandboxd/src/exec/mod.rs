@@ -112,6 +112,7 @@ struct Observed {
     /// When its output was complete.
     finished_at: Option<SystemTime>,
     out_of_memory: bool,
+    caller_gone: bool,
 }
 
 impl Execs {
@@ -279,7 +280,12 @@ impl Exec {
                 WhenFull::DropOldest => OutputLog::new(output_bytes),
                 WhenFull::Wait => OutputLog::for_reader(output_bytes),
             },
-            state: watch::Sender::new(Observed { state: ExecState::Running, finished_at: None, out_of_memory: false }),
+            state: watch::Sender::new(Observed {
+                state: ExecState::Running,
+                finished_at: None,
+                out_of_memory: false,
+                caller_gone: false,
+            }),
             input: Input::new(request.stdin || terminal.is_some()),
             input_ended: AtomicBool::new(false),
             caller: Presence::new(),
@@ -325,7 +331,7 @@ impl Exec {
             }
         };
         tokio::pin!(too_long);
-        let mut timed_out = false;
+        let (mut timed_out, mut caller_gone) = (false, false);
         let exit = loop {
             tokio::select! {
                 biased;
@@ -337,6 +343,7 @@ impl Exec {
                 () = &mut abandoned => {
                     if self.request.on_disconnect == OnDisconnect::Kill {
                         debug!("the caller has gone: what runs is ended");
+                        caller_gone = true;
                         break child.end(GRACE).await;
                     }
                 }
@@ -357,6 +364,7 @@ impl Exec {
         self.state.send_modify(|observed| {
             observed.state = state;
             observed.out_of_memory = out_of_memory;
+            observed.caller_gone = caller_gone;
         });
         self.input.close();
         self.process_ended.cancel();
@@ -507,6 +515,7 @@ impl Exec {
             started_at: seconds(self.started_at),
             finished_at: observed.finished_at.map(seconds),
             out_of_memory: observed.out_of_memory,
+            caller_gone: observed.caller_gone,
             output_end: self.log.end(),
         }
     }

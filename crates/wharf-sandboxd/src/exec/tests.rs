@@ -265,7 +265,11 @@ async fn a_caller_who_has_gone_for_good_is_not_waited_for() {
     assert_eq!(exec.wait().await.state, ExecState::Exited { code: 5 });
     assert_eq!(exec.info().output_end.0, 3_000_005);
     let (exec, _) = harness.start(ExecRequest { argv: sh("sleep 1000").argv, ..gone(OnDisconnect::Kill) }).unwrap();
-    assert!(matches!(exec.wait().await.state, ExecState::Signalled { .. }));
+    let ended = exec.wait().await;
+    assert!(matches!(ended.state, ExecState::Signalled { .. }) && ended.caller_gone, "{ended:?}");
+    let (exec, _) = harness.start(sh("kill -HUP $$")).unwrap();
+    let ended = exec.wait().await;
+    assert!(matches!(ended.state, ExecState::Signalled { .. }) && !ended.caller_gone, "{ended:?}");
 }
 
 #[tokio::test]
