@@ -140,7 +140,7 @@ run_as_group = 5678
 hardened = true
 clients = { namespaces = { team = "a" } }
 egress = ["internet", "10.0.0.0/8", "fd00::/8"]
-closed_networks = ["203.0.113.0/24"]
+closed_networks = ["203.0.113.0/24", "203.0.114.1"]
 resolver = { namespace = "openshift-dns", labels = { dns = "default" }, port = 5353 }
 ingress_class = "nginx"
 ingress_annotations = { "nginx.ingress.kubernetes.io/proxy-read-timeout" = "3600" }
@@ -313,6 +313,7 @@ fn every_key_of_ours_has_its_meaning() {
                 },
                 closed_networks: [
                     "203.0.113.0/24",
+                    "203.0.114.1/32",
                 ],
                 resolver: Pods {
                     namespace: "openshift-dns",

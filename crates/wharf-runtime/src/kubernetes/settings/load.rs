@@ -10,6 +10,7 @@ use super::{
     check::{SELECTOR_PAIR, check},
     keys::Key,
     reader::Reader,
+    syntax,
     tolerations::{FromYaml, from_yaml},
 };
 
@@ -188,7 +189,12 @@ fn read_all(read: &mut Reader<'_>, sources: &Sources<'_>) -> Settings {
         hardened: read.find(Key::wharf("hardened")).unwrap_or_default(),
         clients: read.find(Key::wharf("clients")).unwrap_or_default(),
         egress: read.find(Key::wharf("egress")).unwrap_or_default(),
-        closed_networks: read.find(Key::wharf("closed_networks")).unwrap_or_default(),
+        closed_networks: read
+            .find::<Vec<String>>(Key::wharf("closed_networks"))
+            .unwrap_or_default()
+            .into_iter()
+            .map(syntax::as_network)
+            .collect(),
         resolver: read.find(Key::wharf("resolver")).unwrap_or_default(),
         ingress: ingress(read, profile),
 

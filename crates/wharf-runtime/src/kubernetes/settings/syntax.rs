@@ -218,6 +218,15 @@ pub(super) fn cidr(text: &str) -> Verdict {
     rule(network == address, "its address has bits behind the prefix, so it is no network")
 }
 
+/// An address alone as the network that it is; any other text as it is.
+pub(super) fn as_network(text: String) -> String {
+    match text.parse() {
+        Ok(IpAddr::V4(_)) => format!("{text}/32"),
+        Ok(IpAddr::V6(_)) => format!("{text}/128"),
+        Err(_) => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -345,6 +354,15 @@ mod tests {
                 "::/-1",
             ],
         );
+    }
+
+    #[test]
+    fn an_address_alone_is_a_network_of_one() {
+        for (text, network) in
+            [("10.96.0.10", "10.96.0.10/32"), ("fd00::a", "fd00::a/128"), ("10.0.0.0/8", "10.0.0.0/8"), ("dns", "dns")]
+        {
+            assert_eq!(as_network(text.to_owned()), network);
+        }
     }
 
     proptest! {

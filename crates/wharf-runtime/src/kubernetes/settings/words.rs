@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Carrier, Clients, Egress, Gpu, IngressMode, OpenHandsVersion, Profile, PullPolicy, Resolver, RouteChoice, RunAs,
-    SettingsProblem,
+    SettingsProblem, syntax,
     value::{Place, Setting, Spelled, shown},
 };
 
@@ -131,7 +131,9 @@ impl Setting for Egress {
                 let mut networks: Vec<String> = Vec::read(place, problems)?;
                 let all = networks.len();
                 networks.retain(|network| network != INTERNET);
-                Some(Self::To { internet: networks.len() < all, networks })
+                let internet = networks.len() < all;
+                let networks = networks.into_iter().map(syntax::as_network).collect::<Vec<_>>();
+                Some(Self::To { internet, networks })
             }
             Value::String(text) if text == INTERNET => Some(Self::default()),
             Value::String(text) if text == "open" => Some(Self::Open),
@@ -150,7 +152,8 @@ impl Setting for Resolver {
 
     fn read(place: &Place<'_>, problems: &mut Vec<SettingsProblem>) -> Option<Self> {
         if let Value::Array(_) = place.value {
-            return Vec::read(place, problems).map(Self::At);
+            let networks: Vec<String> = Vec::read(place, problems)?;
+            return Some(Self::At(networks.into_iter().map(syntax::as_network).collect()));
         }
         if !place.value.is_object() {
             let words = "a list of networks, or `{ namespace = \"kube-system\", labels = { … } }` is expected";
