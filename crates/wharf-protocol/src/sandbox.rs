@@ -15,6 +15,17 @@ pub enum Isolation {
     None,
 }
 
+impl Isolation {
+    /// As it is asked for on a command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::BestEffort => "best-effort",
+            Self::None => "none",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
@@ -44,6 +55,16 @@ pub enum SystemAccess {
     ReadOnly,
     /// Changes stay in the sandbox.
     Writable,
+}
+
+impl SystemAccess {
+    /// As it is asked for on a command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::Writable => "writable",
+        }
+    }
 }
 
 /// What a sandbox shall be; the same for every runtime.

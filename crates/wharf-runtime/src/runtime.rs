@@ -8,7 +8,7 @@ use wharf_protocol::{IdError, SandboxId, SandboxName, SandboxSpec};
 use crate::{
     Collected, Lifetime, Status,
     kubernetes::{Found, KubernetesError, KubernetesRuntime, Report},
-    local::{Bounds, LocalError, LocalRuntime, Record, Spare, Wall, read_end},
+    local::{HeldBounds, LocalError, LocalRuntime, Record, Spare, Wall, read_end},
 };
 
 /// How much of sandboxd's log is given: its end.
@@ -146,7 +146,7 @@ impl Sandbox {
             socket: &'a PathBuf,
             workspace: Option<&'a PathBuf>,
             walls: &'a [Wall],
-            bounds: Bounds,
+            bounds: HeldBounds,
             protected: &'a [String],
             warnings: &'a [String],
             notes: &'a [String],
@@ -166,7 +166,7 @@ impl Sandbox {
                 socket: &record.socket,
                 workspace: record.workspace.as_ref(),
                 walls: &record.walls,
-                bounds: record.bounds,
+                bounds: record.held_bounds(),
                 protected: &record.protected,
                 warnings: &record.warnings,
                 notes: &record.notes,

@@ -34,7 +34,7 @@ pub(super) fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings
         refuse("user", user, "`run_as_user` and `run_as_group` in [wharf] say whom a pod runs as");
     }
     if let Some(system) = spec.system {
-        refuse("system", &format!("{system:?}"), "a pod's system is its image's, and can be changed");
+        refuse("system", system.as_str(), "a pod's system is its image's, and can be changed");
     }
     if let Some(device) = spec.devices.first() {
         refuse("devices", device, "a pod gets devices from its cluster; `[wharf] gpu` asks for GPUs");
@@ -43,7 +43,7 @@ pub(super) fn shaped(settings: &Settings, spec: &SandboxSpec) -> Result<Settings
         refuse("shm_bytes", &bytes.to_string(), "a pod's `/dev/shm` is its container engine's");
     }
     if spec.isolation != Isolation::Full {
-        refuse("isolation", &format!("{:?}", spec.isolation), "a pod has its cluster's walls");
+        refuse("isolation", spec.isolation.as_str(), "a pod has its cluster's walls");
     }
     if let Some(processes) = spec.processes {
         let reason = "a cluster bounds processes by its kubelets' `podPidsLimit`";
@@ -104,7 +104,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use expect_test::expect;
-    use wharf_protocol::{Environment, MountSpec};
+    use wharf_protocol::{Environment, MountSpec, SystemAccess};
 
     use super::{
         super::settings::{Overrides, Sources},
@@ -123,13 +123,17 @@ mod tests {
             working_dir: "/wharf/bin".to_owned(),
             environment: Environment::from([("A=B".to_owned(), String::new()), ("C".to_owned(), "s3cr\0t".to_owned())]),
             mounts: vec![MountSpec { source: "/a".to_owned(), target: "/b".to_owned(), read_only: false }],
+            system: Some(SystemAccess::ReadOnly),
+            isolation: Isolation::BestEffort,
             processes: Some(1),
             deadline_seconds: Some(u64::MAX),
             ..SandboxSpec::default()
         };
         expect![[r#"
-            7 settings are not valid:
+            9 settings are not valid:
               `mounts` is not valid: a directory of this machine cannot be shown in a cluster; copy it with `wharf cp` (it was `/a`)
+              `system` is not valid: a pod's system is its image's, and can be changed (it was `read-only`)
+              `isolation` is not valid: a pod has its cluster's walls (it was `best-effort`)
               `processes` is not valid: a cluster bounds processes by its kubelets' `podPidsLimit` (it was `1`)
               `deadline_seconds` is not valid: a pod's deadline is at most 68 years away (it was `18446744073709551615`)
               `environment` is not valid: a variable's name is not empty and has no `=` and no zero in it (it was `A=B`)

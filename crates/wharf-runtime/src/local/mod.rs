@@ -46,7 +46,8 @@ use std::{
 };
 
 use wharf_protocol::{
-    BindRequest, Environment, Isolation, Limits, MountSpec, SandboxName, SandboxSpec, Secret, SystemAccess, UserSpec,
+    BindRequest, Environment, Isolation, Limits, MountSpec, NetworkMode, SandboxName, SandboxSpec, Secret,
+    SystemAccess, UserSpec,
 };
 
 use crate::{Collected, Lifetime, Status, random_hex};
@@ -54,7 +55,7 @@ use crate::{Collected, Lifetime, Status, random_hex};
 pub(crate) use self::record::read_end;
 pub use self::{
     launch::launch_main,
-    plan::{Bounds, Wall},
+    plan::{Bounds, HeldBounds, Wall},
     record::Record,
 };
 use self::{
@@ -268,6 +269,8 @@ impl LocalRuntime {
             path: path_inside(&self.settings.path, spec.isolation),
             walls: Vec::new(),
             bounds: bounds_of(spec),
+            grouped: false,
+            private_root: false,
             variables: spec.environment.names().into_iter().map(str::to_owned).collect(),
             protected: Vec::new(),
             warnings: Vec::new(),
@@ -397,6 +400,10 @@ impl LocalRuntime {
             }
         }
         self.hold_placeholders(&record.name, &mounts.placeholders)?;
+        let needless = record.spec.unprotect.iter().filter(|given| is_confined && !mounts.unprotected.contains(*given));
+        mounts.warnings.extend(needless.map(|given| {
+            format!("`--unprotect {given}` names nothing that is protected; `wharf inspect` lists what is")
+        }));
         (record.protected, record.warnings, record.notes) = (mounts.protected, mounts.warnings, mounts.notes);
         let spec = &record.spec;
         let plan = Plan {
@@ -436,8 +443,14 @@ impl LocalRuntime {
             answer = launcher.go_on().map_err(failed)?;
         }
         match answer {
-            Launched::Started { report, private_root, counted, has_subordinate } => {
+            Launched::Started { report, private_root, counted, has_subordinate, grouped } => {
                 record.launcher = None;
+                (record.private_root, record.grouped) = (private_root, grouped);
+                if let Some(bytes) = record.spec.memory_bytes.filter(|_| !grouped) {
+                    record.warnings.push(format!(
+                        "{bytes} bytes of memory bound each process alone, not all together: this machine delegates no control groups"
+                    ));
+                }
                 if !has_subordinate {
                     (record.subordinate, record.bases) = (None, Vec::new());
                 }
@@ -883,9 +896,11 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         }
     };
     absolute("working_dir", &spec.working_dir)?;
-    if let Some(user) = spec.user.as_ref().filter(|_| spec.isolation == Isolation::None) {
-        let reason = "without isolation everything runs as you";
-        return Err(LocalError::Spec { field: "user", value: user.clone(), reason: reason.into() });
+    if spec.isolation == Isolation::None
+        && let Some((field, value, reason)) = impossible_without_isolation(spec)
+    {
+        let reason = format!("without isolation {reason}").into();
+        return Err(LocalError::Spec { field, value, reason });
     }
     for mount in &spec.mounts {
         absolute("mounts.target", &mount.target)?;
@@ -937,6 +952,33 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         }
     }
     Ok(())
+}
+
+/// The first wish that nothing would come of without walls: its field, its value, and why.
+fn impossible_without_isolation(spec: &SandboxSpec) -> Option<(&'static str, String, &'static str)> {
+    let is_work = |mount: &&MountSpec| mount.target == spec.working_dir;
+    let work = spec.mounts.iter().find(is_work);
+    let elsewhere = spec.mounts.iter().find(|mount| !is_work(mount)).map(|mount| mount.target.clone());
+    let wishes = [
+        ("user", spec.user.clone(), "everything runs as you"),
+        ("network", (spec.network == NetworkMode::None).then(|| "none".to_owned()), "there is the machine's network"),
+        ("system", spec.system.map(|system| system.as_str().to_owned()), "the system is the machine's own"),
+        ("devices", spec.devices.first().cloned(), "there are the machine's devices"),
+        ("shm_bytes", spec.shm_bytes.map(|bytes| bytes.to_string()), "`/dev/shm` is the machine's own"),
+        (
+            "mounts.target",
+            elsewhere,
+            "nothing is mounted: work can begin in one directory, that of the working directory",
+        ),
+        ("mounts.read_only", work.filter(|work| work.read_only).map(|work| work.source.clone()), "nothing is mounted"),
+        ("unprotect", spec.unprotect.first().cloned(), "nothing is protected"),
+        (
+            "disk_bytes",
+            spec.disk_bytes.filter(|_| work.is_some()).map(|bytes| bytes.to_string()),
+            "only a private workspace is bounded",
+        ),
+    ];
+    wishes.into_iter().find_map(|(field, value, reason)| value.map(|value| (field, value, reason)))
 }
 
 /// The working directory as the host knows it: the private workspace, or what is mounted there.

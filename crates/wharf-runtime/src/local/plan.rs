@@ -101,6 +101,23 @@ impl Bounds {
     }
 }
 
+/// The bounds of a sandbox that hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct HeldBounds {
+    /// For all that is in it together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_of_each_process: Option<u64>,
+    pub processes: u32,
+    pub cpu_millis: Option<u32>,
+    /// As of [`Bounds`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shm_bytes: Option<u64>,
+}
+
 /// What the first process waits for, once the record names it.
 pub(super) const GO_ON: &[u8] = b"g";
 
@@ -120,6 +137,8 @@ pub(super) enum Launched {
         counted: Vec<PathBuf>,
         /// Whether it has the users that an ordinary user may give it.
         has_subordinate: bool,
+        /// Whether control groups keep its bounds.
+        grouped: bool,
     },
     /// What was to be done besides is done.
     Done,

@@ -20,12 +20,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wharf_protocol::{Environment, SandboxName, SandboxSpec, Secret};
+use wharf_protocol::{Environment, Isolation, SandboxName, SandboxSpec, Secret};
 
 use super::{
     LocalError, cgroup, group_name,
     object::Object,
-    plan::{Bounds, Wall},
+    plan::{Bounds, HeldBounds, Wall},
     process::Running,
     state,
     subordinate::Subordinate,
@@ -65,7 +65,14 @@ pub struct Record {
     pub(super) path: String,
     /// The parts of the isolation.
     pub walls: Vec<Wall>,
+    /// What it was to be bounded by; see [`Record::held_bounds`].
     pub bounds: Bounds,
+    /// Whether control groups keep its bounds.
+    #[serde(default)]
+    pub(super) grouped: bool,
+    /// Whether it has a root of its own.
+    #[serde(default)]
+    pub(super) private_root: bool,
     /// What of its writable mounts cannot be written, because the host would run it.
     #[serde(default)]
     pub protected: Vec<String>,
@@ -234,6 +241,21 @@ impl Record {
                 "its processes have ended; the kernel killed {kills} of them, as more than {} bytes of memory were needed",
                 self.bounds.memory_bytes
             ),
+        }
+    }
+
+    /// The bounds that hold: without control groups the kernel bounds the memory of each process alone, and no CPUs; without
+    /// isolation nothing on disk but a workspace of its own.
+    pub fn held_bounds(&self) -> HeldBounds {
+        let Bounds { memory_bytes, processes, cpu_millis, disk_bytes, shm_bytes } = self.bounds;
+        let is_confined = self.spec.isolation != Isolation::None;
+        HeldBounds {
+            memory_bytes: self.grouped.then_some(memory_bytes),
+            memory_bytes_of_each_process: (!self.grouped).then_some(memory_bytes),
+            processes,
+            cpu_millis: cpu_millis.filter(|_| self.grouped),
+            disk_bytes: (is_confined || self.workspace.is_some()).then_some(disk_bytes),
+            shm_bytes: shm_bytes.filter(|_| self.private_root),
         }
     }
 

@@ -15,7 +15,7 @@ use rustix::{
     process::{Resource, Rlimit},
     thread::{LinkNameSpaceType, UnshareFlags},
 };
-use wharf_protocol::{Isolation, NetworkMode};
+use wharf_protocol::{Isolation, NetworkMode, SystemAccess};
 
 use super::{
     DISK, HOUSE, MEMORY_EVENTS, door,
@@ -89,13 +89,13 @@ pub(super) fn become_sandboxd(
     }
     if !private_root {
         counted.extend(plan.workspace.clone());
-        miss_mounts(plan, walls)?;
+        miss_what_needs_a_root(plan, walls)?;
     }
     if let Some(namespace) = &ids.namespace {
         enter(namespace, &ids).part("user namespace")?;
     }
     limit_resources(plan, own).part("resource limits")?;
-    walls.stands("resource limits", Some(bounds_note(plan, is_writable)));
+    walls.stands("resource limits", Some(bounds_note(plan, private_root, is_writable)));
     let secret = rustix::fs::memfd_create("bind-secret", rustix::fs::MemfdFlags::empty()).part("launcher")?;
     let mut secret = File::from(secret);
     secret.write_all(plan.bind_secret.reveal().as_bytes()).part("launcher")?;
@@ -141,8 +141,13 @@ pub(super) fn become_sandboxd(
         walls.raise("system call filter", confine::filter_system_calls().map(|()| None))?;
     }
     let has_subordinate = ids.others == Others::Subordinate;
-    let started =
-        Launched::Started { report: walls.report.clone(), private_root, counted: counted.clone(), has_subordinate };
+    let started = Launched::Started {
+        report: walls.report.clone(),
+        private_root,
+        counted: counted.clone(),
+        has_subordinate,
+        grouped: own.cgroup,
+    };
     let text = serde_json::to_string(&started).map_err(io::Error::other).part("launcher")?;
     rustix::io::write(report, text.as_bytes()).part("launcher")?;
     door::keep_only(&[secret.as_fd(), ready.as_fd(), maker.as_fd(), listener.as_fd()]).part("launcher")?;
@@ -150,14 +155,18 @@ pub(super) fn become_sandboxd(
 }
 
 /// What is bounded, and how.
-fn bounds_note(plan: &Plan, is_writable: bool) -> String {
+fn bounds_note(plan: &Plan, private_root: bool, is_writable: bool) -> String {
     let workspace = plan.workspace.is_some().then_some("the workspace");
     let system = is_writable.then_some("what is changed in the system");
     let counted: Vec<&str> = [workspace, system].into_iter().flatten().collect();
     let on_disk = match counted.as_slice() {
+        [] if plan.isolation == Isolation::None => return "nothing is bounded on disk".to_owned(),
         [] => "a single file may take".to_owned(),
         counted => format!("{} may take", counted.join(" and ")),
     };
+    if !private_root {
+        return format!("{on_disk} {} bytes on disk", plan.bounds.disk_bytes);
+    }
     let private = if is_writable { "/tmp, /run and /dev/shm" } else { "/tmp, /home, /root, /var, /run and /dev/shm" };
     format!(
         "{on_disk} {} bytes on disk, {private} together {} in memory",
@@ -203,14 +212,21 @@ fn enter(namespace: &OwnedFd, ids: &Ids) -> io::Result<()> {
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
-/// Names the mounts that are nowhere without a private root. Work begins in what is mounted at the working directory.
-fn miss_mounts(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
+/// Names what was asked for and cannot be without a private root. Work begins in what is mounted at the working directory.
+fn miss_what_needs_a_root(plan: &Plan, walls: &mut Walls) -> Result<(), Failure> {
     let is_work = |mount: &&PlannedMount| Path::new(&mount.spec.target) == plan.working_dir;
     if plan.mounts.iter().filter(is_work).any(|mount| !mount.covers.is_empty()) {
         walls.missing(PROTECTED_PATHS, io::Error::other("need a private root"))?;
     }
     for mount in plan.mounts.iter().filter(|mount| !is_work(mount)) {
         walls.missing(&format!("mount at {}", mount.spec.target), io::Error::other("needs a private root"))?;
+    }
+    let of_a_root = [
+        ("size of /dev/shm", plan.bounds.shm_bytes.is_some()),
+        ("writable system", plan.system == Some(SystemAccess::Writable)),
+    ];
+    for (part, _) in of_a_root.into_iter().filter(|(_, is_asked_for)| *is_asked_for) {
+        walls.missing(part, io::Error::other("needs a private root"))?;
     }
     Ok(())
 }

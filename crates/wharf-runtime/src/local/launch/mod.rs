@@ -99,8 +99,14 @@ fn launch() -> Result<Launched, Failure> {
     match &limited {
         Ok(()) => walls.stands("cgroup", None),
         Err(error) => {
-            let note = format!("this machine delegates no control groups ({error}): resource limits stand in for them");
+            let note = format!(
+                "this machine delegates no control groups ({error}): memory is bounded for each process alone, CPUs are not"
+            );
             walls.stands("cgroup", Some(note));
+            if plan.bounds.cpu_millis.is_some() {
+                let reason = format!("needs control groups, and this machine delegates none ({error})");
+                walls.missing("limit of CPUs", io::Error::other(reason))?;
+            }
         }
     }
     let memory_events = limited.is_ok().then(|| cgroup::memory_events(&plan.cgroup)).flatten();

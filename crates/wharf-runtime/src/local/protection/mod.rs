@@ -11,7 +11,7 @@ mod placeholders;
 mod table;
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read},
@@ -87,6 +87,8 @@ pub(super) struct Mounts {
     pub(super) placeholders: Vec<Placeholder>,
     /// What cannot be written, as it is called inside.
     pub(super) protected: Vec<String>,
+    /// What was given to be left unprotected, as far as something is there that would be protected.
+    pub(super) unprotected: BTreeSet<String>,
     /// What does not work as its maker may think.
     pub(super) warnings: Vec<String>,
     /// What else is worth knowing.
@@ -156,13 +158,14 @@ pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &
         }
         plan.warnings.append(&mut found.warnings);
         plan.notes.append(&mut found.notes);
-        let is_unprotected = |path: &Path| {
-            unprotected.iter().any(|given| {
-                let given = given.trim_end_matches('/');
-                given == "all" || path.starts_with(given) || Path::new(&mount.target).join(path).starts_with(given)
-            })
+        let covered_by = |given: &str, path: &Path| {
+            let given = given.trim_end_matches('/');
+            given == "all" || path.starts_with(given) || Path::new(&mount.target).join(path).starts_with(given)
         };
+        let is_unprotected = |path: &Path| unprotected.iter().any(|given| covered_by(given, path));
         let mut covers = found.covers;
+        let names_some = |given: &&String| *given == "all" || covers.keys().any(|path| covered_by(given, path));
+        plan.unprotected.extend(unprotected.iter().filter(names_some).cloned());
         covers.retain(|path, with| matches!(with, With::Text(_)) || !mount.read_only && !is_unprotected(path));
         let is_read_only = |with: &With| !matches!(with, With::Itself);
         for (path, _) in covers.iter().filter(|(_, with)| is_read_only(with)) {
