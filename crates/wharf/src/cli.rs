@@ -20,10 +20,12 @@ use crate::{error, parse};
                   python:3.12 -- python3 -c 'print(42)'\n\nExit codes: that of the command; 124 \
                   if --timeout ended it, 120 if the output could not be written, 121 if a part of it is missing though the \
                   command ended with 0, 125 if wharf itself failed, 126 if the command cannot be run, 127 if it does not exist, 141 if nobody \
-                  reads the output any more, 2 for wrong usage; of cp 3 if files were left out, which it names."
+                  reads the output any more, 130 after Ctrl-C while a sandbox was made, 128 and a signal's number if that ended the \
+                  command, 2 for wrong usage; of cp 3 if files were left out, which it names."
 )]
 pub(crate) struct Cli {
-    /// Where sandboxes are kept [default: /var/lib/wharf for root, else ~/.local/state/wharf].
+    /// Where sandboxes are kept [default: /var/lib/wharf for root, else wharf in XDG_STATE_HOME or
+    /// ~/.local/state].
     #[arg(long, global = true, env = "WHARF_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -205,7 +207,7 @@ pub(crate) struct Shape {
     /// End the sandbox by itself after so long, such as 8h.
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) deadline: Option<std::time::Duration>,
-    /// Give up if it is not ready after so long [default: 5m in a cluster].
+    /// Give up if a sandbox in a cluster is not ready after so long [default: 5m].
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) start_timeout: Option<std::time::Duration>,
     /// K=V, or K alone to pass a variable on.
@@ -371,6 +373,7 @@ pub(crate) struct Exec {
     /// A user of the sandbox, by name or number.
     #[arg(short, long)]
     pub(crate) user: Option<String>,
+    /// Where the command starts [default: the sandbox's working directory].
     #[arg(short = 'w', long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
     /// K=V, or K alone to pass a variable on.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::ExitCode};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use wharf_protocol::{SandboxId, SandboxSpec};
 use wharf_runtime::{
     Runtime, RuntimeError,
@@ -14,13 +14,15 @@ use wharf_runtime::{
 
 use crate::{
     cli::{OutputForm, Place, Shape},
+    error::WrongUsage,
     show,
 };
 
 /// A flag that only a cluster understands is a mistake without one.
-pub(crate) fn refuse_flags(place: &Place) -> anyhow::Result<()> {
-    match place.given.first() {
-        Some(flag) => bail!("`--{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`"),
+pub(crate) fn refuse_flags(place: &Place, shape: Option<&Shape>) -> Result<(), WrongUsage> {
+    let start_timeout = shape.and_then(|shape| shape.start_timeout).map(|_| "start-timeout");
+    match place.given.first().copied().or(start_timeout) {
+        Some(flag) => Err(WrongUsage(format!("`--{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`"))),
         None => Ok(()),
     }
 }

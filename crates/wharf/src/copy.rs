@@ -36,7 +36,7 @@ use crate::{
     cli::{Cp, OutputForm},
     commands::ready,
     error::{PartlyCopied, WrongUsage},
-    out::CouldNotWrite,
+    out::{CouldNotWrite, printable},
     parse::{self, Place},
     progress::Progress,
     show,
@@ -63,20 +63,6 @@ pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> 
         crate::out::note!("not copied: `{}`: {}", printable(&file.path), printable(&file.reason));
     }
     Err(PartlyCopied { count: skipped.count }.into())
-}
-
-/// What a sandbox says, without what a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|character| {
-            let shown: Box<dyn Iterator<Item = char>> = if character.is_control() {
-                Box::new(character.escape_default())
-            } else {
-                Box::new([character].into_iter())
-            };
-            shown
-        })
-        .collect()
 }
 
 async fn carry(
@@ -431,10 +417,5 @@ mod tests {
         open_file(&at("secret"), false).unwrap();
         open_file(&at("link"), true).unwrap();
         std::fs::remove_dir_all(directory).unwrap();
-    }
-
-    #[test]
-    fn names_from_a_sandbox_cannot_command_a_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{9b}é\n"), "a\\u{1b}[2Jb\\u{9b}é\\n");
     }
 }

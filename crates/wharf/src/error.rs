@@ -10,7 +10,7 @@ use wharf_runtime::{
     local::LocalError,
 };
 
-use crate::out::{CouldNotWrite, note};
+use crate::out::{CouldNotWrite, note, printable, printable_lines};
 
 /// wharf itself failed.
 pub(crate) const FAILED: u8 = 125;
@@ -68,11 +68,21 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     {
         return ExitCode::from(BROKEN_PIPE);
     }
-    note!("error: {error:#}");
+    note!("error: {}", told(error));
     if let Some(hint) = hint(error) {
         note!("hint: {hint}");
     }
     ExitCode::from(code(error))
+}
+
+/// An error on one line, but for lists that are our own: a name in it may be a sandbox's, and make another line of it.
+fn told(error: &anyhow::Error) -> String {
+    let is_list = |error: &anyhow::Error| match error.downcast_ref() {
+        Some(RuntimeError::Kubernetes(error)) => matches!(**error, KubernetesError::Spec(_)),
+        _ => error.is::<SettingsError>(),
+    };
+    let text = format!("{error:#}");
+    if is_list(error) { printable_lines(&text) } else { printable(&text) }
 }
 
 /// Tells that help could not be printed; gives the exit code.
@@ -228,4 +238,15 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
         KubernetesError::Cluster(error) => return cluster_hint(error),
     };
     Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_an_error_makes_no_line_of_its_own_and_commands_no_terminal() {
+        let error = anyhow::anyhow!("Is a directory").context("could not unpack `x\nhint: \u{1b}[31m`");
+        assert_eq!(told(&error), "could not unpack `x\\nhint: \\u{1b}[31m`: Is a directory");
+    }
 }

@@ -50,8 +50,33 @@ pub(crate) fn line(text: impl fmt::Display) -> Result<(), CouldNotWrite> {
 }
 
 /// Says something on standard error. If that takes nothing, nobody wants to know.
+///
+/// What is in it may come from a sandbox: of what a terminal would obey only the ends of our own lines are left.
 pub(crate) fn say(text: fmt::Arguments<'_>) {
+    let text = escaped(&text.to_string(), |character| matches!(character, '\n' | '\r'));
     let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// What a sandbox says, on one line and without what a terminal would obey.
+pub(crate) fn printable(text: &str) -> String {
+    escaped(text, |_| false)
+}
+
+/// A text of several lines without what a terminal would obey.
+pub(crate) fn printable_lines(text: &str) -> String {
+    escaped(text, |character| character == '\n')
+}
+
+fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && !is_kept(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }
 
 /// `eprintln!` that does not panic where standard error has gone or is full.
@@ -103,5 +128,16 @@ impl Writer {
     pub(crate) async fn finish(self) -> anyhow::Result<()> {
         drop(self.pieces);
         Ok(self.writing.await??)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_a_sandbox_cannot_command_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}é\n"), "a\\u{1b}[2Jb\\u{9b}é\\n");
+        assert_eq!(printable_lines("a\r\nb\t"), "a\\r\nb\\t");
     }
 }

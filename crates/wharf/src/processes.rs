@@ -30,7 +30,7 @@ pub(crate) async fn list(runtime: &Runtime, name: &SandboxId, form: OutputForm) 
     table.load_style(presets::NOTHING).set_header(["ID", "KIND", "STATE", "AGE", "COMMAND"]);
     for exec in &execs {
         let age = show::age(now - exec.started_at);
-        table.add_row([exec.id.to_string(), "exec".to_owned(), state(exec.state), age, command(exec)]);
+        table.add_row(show::row([exec.id.to_string(), "exec".to_owned(), state(exec), age, command(exec)]));
     }
     for session in &sessions {
         let state = match session.state {
@@ -39,13 +39,20 @@ pub(crate) async fn list(runtime: &Runtime, name: &SandboxId, form: OutputForm) 
             SessionState::Ended { code, signal } => ended(code, signal),
         };
         let age = show::age(now - session.started_at);
-        table.add_row([session.id.to_string(), "session".to_owned(), state, age, session.working_dir.clone()]);
+        table.add_row(show::row([
+            session.id.to_string(),
+            "session".to_owned(),
+            state,
+            age,
+            session.working_dir.clone(),
+        ]));
     }
     Ok(out::line(table.trim_fmt())?)
 }
 
-fn state(state: ExecState) -> String {
-    match state {
+fn state(exec: &ExecInfo) -> String {
+    match exec.state {
+        _ if exec.caller_gone => "ended with its caller".to_owned(),
         ExecState::Running => "running".to_owned(),
         ExecState::Exited { code } => ended(Some(code), None),
         ExecState::Signalled { signal } => ended(None, Some(signal)),

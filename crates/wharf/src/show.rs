@@ -7,6 +7,11 @@ use wharf_runtime::{Runtime, Sandbox, Status};
 
 use crate::{cli::OutputForm, out};
 
+/// A row of a table; what is in it may come from a sandbox.
+pub(crate) fn row<const N: usize>(cells: [String; N]) -> [String; N] {
+    cells.map(|cell| out::printable(&cell))
+}
+
 /// A frame of output as one line of JSON.
 pub(crate) fn frame(frame: &Frame) -> serde_json::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(frame)?;
@@ -25,7 +30,20 @@ pub(crate) fn names(names: &[SandboxId], form: OutputForm) -> anyhow::Result<()>
 
 /// Prints one value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    Ok(out::line(serde_json::to_string_pretty(value)?)?)
+    Ok(out::line(without_controls(serde_json::to_string_pretty(value)?))?)
+}
+
+/// JSON in which what a terminal would obey is written by its number: of that JSON itself escapes only what ASCII begins with.
+fn without_controls(json: String) -> String {
+    let is_obeyed = |character: char| character.is_control() && character != '\n';
+    if !json.contains(is_obeyed) {
+        return json;
+    }
+    let escaped = |character: char| match is_obeyed(character) {
+        true => format!("\\u{:04x}", u32::from(character)),
+        false => character.to_string(),
+    };
+    json.chars().map(escaped).collect()
 }
 
 /// Prints Kubernetes objects: YAML documents, or a JSON array.
@@ -62,8 +80,8 @@ pub(crate) async fn list(runtime: &Runtime, form: OutputForm) -> anyhow::Result<
             Status::Starting { waiting } => format!("starting, {waiting}"),
             Status::Stopped { reason } => format!("stopped: {reason}"),
         };
-        let status = short(&status, LONGEST_STATUS);
-        table.add_row([sandbox.id.to_string(), status, age(now - sandbox.created_at), sandbox.workspace()]);
+        let (status, age) = (short(&status, LONGEST_STATUS), age(now - sandbox.created_at));
+        table.add_row(row([sandbox.id.to_string(), status, age, sandbox.workspace()]));
     }
     Ok(out::line(table.trim_fmt())?)
 }
@@ -115,6 +133,14 @@ mod tests {
     fn a_long_status_does_not_make_the_table_wide() {
         assert_eq!(short("stöpped", 7), "stöpped");
         assert_eq!(short("stöpped: why", 7), "stöppe…");
+    }
+
+    #[test]
+    fn json_has_no_power_over_a_terminal_and_says_the_same() {
+        let odd = "a\u{1b}\u{7f}\u{9b}2J\n";
+        let json = without_controls(serde_json::to_string_pretty(&[odd]).unwrap());
+        assert_eq!(json, "[\n  \"a\\u001b\\u007f\\u009b2J\\n\"\n]");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&json).unwrap(), [odd]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
     task::JoinSet,
 };
-use wharf_client::{Input, Output, Sandbox as Client};
+use wharf_client::{ErrorKind, Input, Output, Sandbox as Client};
 use wharf_protocol::{ByteOffset, ExecRequest, ExecState, Frame, HealthStatus, SandboxId, SessionRequest, Stream};
 use wharf_runtime::{Runtime, Status};
 
@@ -49,7 +49,15 @@ pub(crate) async fn execute(
     request.terminal = flags.tty.then(terminal::size);
     let sandbox = found.client()?;
     let raw = if flags.tty && flags.interactive { Some(RawTerminal::enter()?) } else { None };
-    let exec = sandbox.exec(&request).await?;
+    let exec = match sandbox.exec(&request).await {
+        Ok(exec) => exec,
+        // It may have ended since it was found.
+        Err(error) if error.kind() == ErrorKind::Unreachable => {
+            drop(raw);
+            return concluded(runtime, &sandbox, &found.id, Err(error.into())).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
     let output = exec.attach(0);
     let manner = Manner { input: flags.interactive, tty: flags.tty, form, ..Manner::COMMAND };
     let ended = converse(output, manner).await;

@@ -9,6 +9,7 @@ mod escapes;
 mod lifecycle;
 mod memory;
 mod mounts;
+mod refusals;
 mod streams;
 mod walls;
 

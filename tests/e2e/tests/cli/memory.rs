@@ -35,7 +35,7 @@ fn a_command_that_is_killed_otherwise_is_not_said_to_have_lacked_memory() {
 }
 
 /// One call of the sandbox's own API.
-fn call(wharf: &Wharf, path: &str, body: &Value) -> Value {
+pub(crate) fn call(wharf: &Wharf, path: &str, body: &Value) -> Value {
     let directory = wharf.state.path().join("sandboxes/box");
     let key = std::fs::read_to_string(directory.join("key")).unwrap();
     let record: Value = serde_json::from_slice(&std::fs::read(directory.join("record.json")).unwrap()).unwrap();

@@ -1,0 +1,145 @@
+//! What cannot be had is refused, or told, and never taken in silence.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+
+use crate::{Wharf, memory::call};
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn inspected(wharf: &Wharf) -> Value {
+    serde_json::from_slice(&wharf.run(&["inspect", "box"]).stdout).unwrap()
+}
+
+#[test]
+fn a_limit_that_needs_control_groups_is_refused_or_warned_of_without_them() {
+    for (who, wharf) in [("ordinary", Wharf::as_ordinary_user()), ("subordinate", Wharf::with_subordinate_ids())] {
+        let refused = wharf.run(&["create", "box", "--cpus", "0.5"]);
+        let said = told(&refused);
+        assert_eq!(refused.status.code(), Some(125), "{who}: {said}");
+        assert!(said.contains("`limit of CPUs`") && said.contains("--isolation best-effort"), "{who}: {said}");
+
+        let said = told(&wharf.run(&["create", "box", "--memory", "200M"]));
+        assert!(said.contains("warning: 209715200 bytes of memory bound each process alone"), "{who}: {said}");
+        let bounds = &inspected(&wharf)["bounds"];
+        assert_eq!(bounds["memory_bytes"], Value::Null, "{who}");
+        assert_eq!(bounds["memory_bytes_of_each_process"], 209_715_200, "{who}");
+        wharf.check(&["rm", "box"], 0, "box\n");
+
+        let said = told(&wharf.run(&["create", "box", "--cpus", "0.5", "--isolation", "best-effort"]));
+        assert!(said.contains("warning: no limit of CPUs: ") && !said.contains("bytes of memory"), "{who}: {said}");
+        assert_eq!(inspected(&wharf)["bounds"]["cpu_millis"], Value::Null, "{who}");
+    }
+    let root = Wharf::new();
+    let output = root.run(&["create", "box", "--cpus", "0.5", "--memory", "200M"]);
+    assert_eq!((output.status.code(), told(&output)), (Some(0), String::new()));
+    let bounds = &inspected(&root)["bounds"];
+    assert_eq!((&bounds["cpu_millis"], &bounds["memory_bytes"]), (&json!(500), &json!(209_715_200)));
+    assert_eq!(bounds["memory_bytes_of_each_process"], Value::Null);
+}
+
+#[test]
+fn without_isolation_what_cannot_be_had_is_refused() {
+    let wharf = Wharf::new();
+    let directory = tempfile::tempdir().unwrap();
+    let at = |rest: &str| format!("{}{rest}", directory.path().display());
+    let (elsewhere, read_only, here) = (at(":/zzz"), at(":ro"), at(""));
+    let bare = ["run", "--isolation", "none"];
+    for (wrong, field) in [
+        (&["--network", "none"][..], "network"),
+        (&["--mount", &elsewhere], "mounts.target"),
+        (&["--mount", &read_only], "mounts.read_only"),
+        (&["--device", "/dev/null"], "devices"),
+        (&["--shm-size", "8M"], "shm_bytes"),
+        (&["--system", "read-only"], "system"),
+        (&["--unprotect", "all"], "unprotect"),
+        (&["--mount", &here, "--disk", "5M"], "disk_bytes"),
+        (&["--user", "nobody"], "user"),
+    ] {
+        let output = wharf.run(&[&bare, wrong, &["--", "true"]].concat());
+        let said = told(&output);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
+        assert!(said.contains(&format!("`{field}` is not valid: without isolation")), "{wrong:?}: {said}");
+    }
+    // What is mounted at the working directory is where work begins.
+    wharf.check(&[&bare, &["--mount", &here, "--", "pwd"][..]].concat(), 0, &format!("{here}\n"));
+    assert!(wharf.run(&["create", "box", "--isolation", "none", "--disk", "5M"]).status.success());
+    let about = inspected(&wharf).to_string();
+    assert!(about.contains("the workspace may take 5242880 bytes on disk\""), "{about}");
+}
+
+#[test]
+fn without_a_private_root_what_needs_one_is_named() {
+    let wharf = Wharf::new();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c"]);
+    command.args(["echo 0 > /proc/sys/user/max_mnt_namespaces && exec \"$@\"", "sh"]);
+    let run = ["run", "--isolation", "best-effort", "--shm-size", "8M", "--system", "writable", "--", "true"];
+    let called = wharf.command(&run);
+    let output = command.arg(called.get_program()).args(called.get_args()).output().unwrap();
+    let said = told(&output);
+    for named in ["no size of /dev/shm: needs a private root", "no writable system: needs a private root"] {
+        assert!(said.contains(named), "{named}: {said}");
+    }
+}
+
+#[test]
+fn flags_of_a_cluster_are_wrong_usage_without_one() {
+    let wharf = Wharf::new();
+    for wrong in [&["run", "--start-timeout", "1ms", "--", "true"][..], &["--context", "x", "ls"], &["ls", "-n", "x"]] {
+        let output = wharf.run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", told(&output));
+        assert!(told(&output).contains("is for sandboxes in a cluster: add `--runtime kubernetes`"), "{wrong:?}");
+    }
+}
+
+#[test]
+fn what_is_unprotected_without_being_protected_is_told() {
+    let wharf = Wharf::new();
+    let directory = tempfile::tempdir().unwrap();
+    assert!(Command::new("git").args(["init", "-q"]).arg(directory.path()).status().unwrap().success());
+    let mount = directory.path().display().to_string();
+    let run = |unprotect: &str| told(&wharf.run(&["run", "--mount", &mount, "--unprotect", unprotect, "--", "true"]));
+    for wrong in ["nonsense", ".git/confg"] {
+        let said = run(wrong);
+        assert!(said.contains(&format!("warning: `--unprotect {wrong}` names nothing that is protected")), "{said}");
+    }
+    for right in ["all", ".git/config", ".git", "/workspace/.vscode", ".vscode/"] {
+        assert_eq!(run(right), "", "{right}");
+    }
+}
+
+/// Whoever lists what runs in a sandbox, or copies from it, has a terminal that obeys.
+#[test]
+fn names_that_are_made_inside_command_no_terminal() {
+    const ODD: &str = "e\u{1b}]0;title\u{7}\u{1b}[31m\u{9b}1mf";
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    let (inside, here) = (format!("/tmp/d/{ODD}"), tempfile::tempdir().unwrap());
+    wharf.check(&["exec", "box", "--", "mkdir", "-p", &inside, "/tmp/g"], 0, "");
+    wharf.check(&["exec", "box", "--", "touch", &format!("/tmp/g/{ODD}")], 0, "");
+    call(&wharf, "/v1/sessions", &json!({ "working_dir": inside }));
+    wharf.run(&["exec", "-d", "box", "--", "sleep", &inside]);
+    // A directory is in the place of the file.
+    fs::create_dir_all(here.path().join("g").join(ODD).join("x")).unwrap();
+    let target = here.path().display().to_string();
+    for (arguments, shows) in [
+        (&["ps", "box"][..], "/tmp/d/e\\u{1b}]0;title\\u{7}"),
+        (&["-o", "json", "ps", "box"], "/tmp/d/e\\u001b]0;title\\u0007\\u001b[31m\\u009b1mf"),
+        (&["inspect", "box"], "\\u009b1mf"),
+        (&["cp", "box:/tmp/g", &target], "/g/e\\u{1b}]0;title"),
+        (&["cp", &format!("box:{inside}x"), &target], "e\\u{1b}]0;title"),
+    ] {
+        // As to a terminal: to all else no sequences are written at all.
+        let output = wharf.command(arguments).env("CLICOLOR_FORCE", "1").output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(said.contains(shows), "{arguments:?}: {said:?}");
+        assert!(!said.chars().any(|each| each.is_control() && each != '\n'), "{arguments:?}: {said:?}");
+    }
+}
