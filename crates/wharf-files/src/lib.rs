@@ -14,6 +14,7 @@ mod pack;
 mod place;
 mod replace;
 mod tree;
+mod unfinished;
 mod unpack;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use pack::{Packed, Root, pack};
 pub use place::{make_directories, random_name, spool};
 pub use replace::{NewFile, ReplaceError, Wanted};
 pub use tree::{Bounds, Tree, TreeError, Unpacked, relative};
+pub use unfinished::finish_writes;
 pub use unpack::{unpack, unpack_under};
 
 /// What was left out, and why: a special file, or one that could not be read.

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!             beside the target                            only the target can be written
-//!   create ─▶ temporary file ─▶ write … ─▶ commit ─▶ rename ───────────(EBUSY, EXDEV)──────▶ in place:
-//!                                  │                                                    reserve, back up, copy,
-//!                                  ▼ dropped: unlink                                    put back if that fails
+//!   create ─▶ nameless file ─▶ write … ─▶ commit ─▶ name, rename ──────(EBUSY, EXDEV)──────▶ in place:
+//!                                 │                                                     back up, reserve, copy,
+//!                                 ▼ dropped, or the process killed: gone                put back if that fails
 //! ```
 //!
 //! A file is replaced by a rename. Where a rename would change more than the content (a hard link's other names, an
@@ -13,25 +13,33 @@
 //! failure in the middle puts back what was there.
 //!
 //! Content that replaces content is on the disk (`fdatasync`) before the old is gone. A new file is not waited for:
-//! there is nothing to lose. Only a machine that loses power in the middle of writing in place leaves half a file.
+//! there is nothing to lose. Only a process that is killed outright in the middle of writing in place, or a machine that
+//! loses power there, leaves half a file; who handles a signal waits for it ([`crate::finish_writes`]). Where the file
+//! system has no nameless files, a killed process also leaves `.wharf-` and 16 digits.
 
 use std::{
     ffi::{OsStr, OsString},
     fs::{File, Metadata, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, PermissionsExt},
+        },
     },
     path::Path,
 };
 
 use rustix::{
-    fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags},
+    fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags},
     io::Errno,
 };
 
-use crate::place::{Place, random_name, spool};
+use crate::{
+    place::{Place, random_name, spool},
+    unfinished::Unfinished,
+};
 
 const COPY_BYTES: usize = 64 << 10;
 
@@ -93,6 +101,7 @@ pub struct NewFile {
     /// Why the old file has to stay the file that it is.
     stays: Option<String>,
     wanted: Wanted,
+    _unfinished: Unfinished,
 }
 
 impl NewFile {
@@ -112,20 +121,21 @@ impl NewFile {
             Some(_) => return Err(ReplaceError::Special),
         };
         let mut stays = existing.as_ref().filter(|old| old.nlink() > 1).map(|_| "it has other names".to_owned());
-        let name = random_name();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody but the owner reads what is not finished, unless a new file shall have what the umask leaves.
         let umask_decides = existing.is_none() && wanted.mode.or(wanted.fresh_mode).is_none();
         let mode = Mode::from_raw_mode(if umask_decides { 0o666 } else { 0o600 });
-        let (content, temporary) = match rustix::fs::openat(&target.directory, &name, flags, mode) {
-            Ok(file) => (File::from(file), Some(name)),
+        let made = nameless(&target, mode).map(|file| (file, None));
+        // Not every file system has nameless files.
+        let made = made.or_else(|_| named(&target, mode).map(|(file, name)| (file, Some(name))));
+        let (content, temporary) = match made {
+            Ok(made) => made,
             Err(error) if existing.is_some() => {
                 stays.get_or_insert_with(|| format!("no file can be made beside it: {}", io::Error::from(error)));
                 (spool(&std::env::temp_dir())?, None)
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { content, target, temporary, existing, stays, wanted })
+        Ok(Self { content, target, temporary, existing, stays, wanted, _unfinished: Unfinished::begin() })
     }
 
     /// The file that is being written, for its owner to be changed; it counts only for one that was not there before.
@@ -152,13 +162,17 @@ impl NewFile {
             }
             self.stays = Some(format!("its owner, mode or attributes cannot be kept: {error}"));
         }
-        let Some(temporary) = self.temporary.as_ref().filter(|_| self.stays.is_none()) else {
+        if self.stays.is_some() {
             return self.write_in_place();
-        };
+        }
         if self.existing.is_some() {
             rustix::fs::fdatasync(&self.content)?;
         }
+        if self.temporary.is_none() {
+            self.temporary = Some(self.give_name()?);
+        }
         let directory = &self.target.directory;
+        let temporary = self.temporary.as_deref().expect("it was given a name");
         match rustix::fs::renameat(directory, temporary, directory, &self.target.name) {
             Ok(()) => {
                 self.temporary = None;
@@ -170,6 +184,29 @@ impl NewFile {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Gives the content, which is all there, a name for the moment until it is renamed.
+    fn give_name(&mut self) -> io::Result<OsString> {
+        let name = random_name();
+        if link(&self.content, &self.target, &name).is_ok() {
+            return Ok(name);
+        }
+        // Without /proc, or as some filter of system calls has it, no name can be given later.
+        let (file, name) = named(&self.target, Mode::from_raw_mode(0o600))?;
+        let nameless = std::mem::replace(&mut self.content, file);
+        self.temporary = Some(name.clone());
+        copy_all(&nameless, &self.content)?;
+        let (theirs, ours) = (nameless.metadata()?, self.content.metadata()?);
+        if (theirs.uid(), theirs.gid()) != (ours.uid(), ours.gid()) {
+            std::os::unix::fs::fchown(&self.content, Some(theirs.uid()), Some(theirs.gid()))?;
+        }
+        self.content.set_permissions(theirs.permissions())?;
+        self.dress()?;
+        if self.existing.is_some() {
+            rustix::fs::fdatasync(&self.content)?;
+        }
+        Ok(name)
     }
 
     /// Gives the new file what the old one has but its content.
@@ -264,6 +301,27 @@ impl Drop for NewFile {
             let _ = rustix::fs::unlinkat(&self.target.directory, temporary, AtFlags::empty());
         }
     }
+}
+
+/// A file beside the target that is gone with the process until it is given a name.
+fn nameless(target: &Place, mode: Mode) -> Result<File, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::openat(&target.directory, ".", flags, mode).map(File::from)
+}
+
+fn named(target: &Place, mode: Mode) -> Result<(File, OsString), Errno> {
+    let name = random_name();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&target.directory, &name, flags, mode)?;
+    Ok((file.into(), name))
+}
+
+fn link(file: &File, target: &Place, name: &OsStr) -> Result<(), Errno> {
+    // The kernel takes the descriptor itself from those with CAP_DAC_READ_SEARCH, and since 6.10 from whoever opened it.
+    rustix::fs::linkat(file, "", &target.directory, name, AtFlags::EMPTY_PATH).or_else(|_| {
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, open, &target.directory, name, AtFlags::SYMLINK_FOLLOW)
+    })
 }
 
 /// The file at `target`, if the caller may write it. A rename asks for no such right, so it is asked for here.

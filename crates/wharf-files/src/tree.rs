@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Skipped, make_directories, place::random_name, replace::times};
+use crate::{Skipped, make_directories, place::random_name, replace::times, unfinished::Unfinished};
 
 /// Names of what was left out; of more than these only the number is kept.
 const MOST_SKIPPED: usize = 1000;
@@ -97,6 +97,7 @@ pub struct NewMember {
     /// Where it is until it is finished, when it replaces something.
     temporary: Option<OsString>,
     finished: bool,
+    _unfinished: Unfinished,
 }
 
 impl Tree {
@@ -188,11 +189,25 @@ impl Tree {
         let mode = Mode::from_raw_mode(0o600);
         let wrong = |error| self.error(path, error);
         let member = match rustix::fs::openat(&*directory, &name, flags, mode) {
-            Ok(file) => NewMember { file: file.into(), directory, name, temporary: None, finished: false },
+            Ok(file) => NewMember {
+                file: file.into(),
+                directory,
+                name,
+                temporary: None,
+                finished: false,
+                _unfinished: Unfinished::begin(),
+            },
             Err(Errno::EXIST) => {
                 let temporary = random_name();
                 let file = rustix::fs::openat(&*directory, &temporary, flags, mode).map_err(wrong)?;
-                NewMember { file: file.into(), directory, name, temporary: Some(temporary), finished: false }
+                NewMember {
+                    file: file.into(),
+                    directory,
+                    name,
+                    temporary: Some(temporary),
+                    finished: false,
+                    _unfinished: Unfinished::begin(),
+                }
             }
             Err(error) => return Err(wrong(error)),
         };

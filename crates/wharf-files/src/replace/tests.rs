@@ -78,6 +78,66 @@ fn what_is_not_committed_changes_nothing() {
     assert_eq!(names(directory.path()), ["old"]);
 }
 
+/// So that a killed process leaves nothing.
+#[test]
+fn what_is_not_committed_has_no_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    for old in [None, Some("old")] {
+        if let Some(old) = old {
+            fs::write(&path, old).unwrap();
+        }
+        let mut file = NewFile::create(&path, Wanted::default()).unwrap();
+        file.write_all(b"new").unwrap();
+        assert_eq!(names(directory.path()).len(), usize::from(old.is_some()));
+        file.commit().unwrap();
+        assert_eq!((fs::read(&path).unwrap(), names(directory.path())), (b"new".into(), vec!["file".to_owned()]));
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_given_a_name_is_copied() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    for old in [None, Some("old")] {
+        if let Some(old) = old {
+            fs::write(&path, old).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o751)).unwrap();
+        }
+        let mut file = NewFile::create(&path, Wanted { fresh_mode: Some(0o751), ..Wanted::default() }).unwrap();
+        // Of O_EXCL: the kernel gives it no name.
+        file.content = tempfile::tempfile_in(directory.path()).unwrap();
+        file.file().write_all(b"new").unwrap();
+        std::os::unix::fs::fchown(file.file(), Some(4711), Some(4712)).unwrap();
+        file.commit().unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        let (uid, gid) = if old.is_some() { (0, 0) } else { (4711, 4712) };
+        assert_eq!((fs::read(&path).unwrap(), names(directory.path())), (b"new".into(), vec!["file".to_owned()]));
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o751, uid, gid), "run as root");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn where_every_file_has_a_name_nothing_is_left_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    for committed in [true, false] {
+        let mut file = NewFile::create(&path, Wanted::default()).unwrap();
+        let (content, name) = named(&file.target, Mode::from_raw_mode(0o600)).unwrap();
+        (file.content, file.temporary) = (content, Some(name));
+        file.write_all(b"new").unwrap();
+        assert_eq!(names(directory.path()).len(), if committed { 1 } else { 2 });
+        if committed {
+            file.commit().unwrap();
+        } else {
+            drop(file);
+        }
+        assert_eq!(names(directory.path()), ["file"]);
+    }
+}
+
 #[test]
 fn a_link_stays_and_its_target_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
