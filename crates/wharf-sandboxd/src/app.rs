@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -161,25 +161,23 @@ async fn end_without(mut maker: pipe::Receiver, core: Arc<Core>) {
     }
 }
 
-/// Ends on SIGTERM and SIGINT; not on a SIGINT that a shell has made us ignore, since it is meant for what is in the
-/// foreground.
+/// Ends on SIGTERM, SIGINT and SIGHUP; not on a SIGINT or SIGHUP that a shell or nohup(1) has made us ignore, since those
+/// are meant for what is in the foreground.
 fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("could not handle SIGTERM")?;
-    let mut interrupt = match own::is_ignored(Signal::INT) {
-        true => None,
-        false => Some(signal(SignalKind::interrupt()).context("could not handle SIGINT")?),
-    };
-    let interrupted = async move {
-        match &mut interrupt {
-            Some(interrupt) => interrupt.recv().await,
-            None => std::future::pending().await,
-        }
+    let heard = |number, kind| (!own::is_ignored(number)).then(|| signal(kind)).transpose();
+    let interrupt = heard(Signal::INT, SignalKind::interrupt()).context("could not handle SIGINT")?;
+    let hang_up = heard(Signal::HUP, SignalKind::hangup()).context("could not handle SIGHUP")?;
+    let received = async |signal: Option<unix::Signal>| match signal {
+        Some(mut signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     };
     Ok(async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
             _ = terminate.recv() => shutdown.cancel(),
-            _ = interrupted => shutdown.cancel(),
+            () = received(interrupt) => shutdown.cancel(),
+            () = received(hang_up) => shutdown.cancel(),
         }
     })
 }

@@ -5,6 +5,9 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 use wharf_sandboxd::{app, log::Log, options::Options, process::own};
 
+/// How long a file that is being written when all else has ended may still take.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     own::settle();
     let key = own::take_secret("SESSION_API_KEY");
@@ -28,6 +31,9 @@ fn main() -> ExitCode {
             let result = runtime.block_on(app::run(options, key));
             // A thread that hangs in a system call, as in reading a file that never comes, is not waited for.
             runtime.shutdown_timeout(Duration::from_secs(1));
+            if !wharf_files::finish_writes(LAST_WRITES) {
+                tracing::warn!("a file that was being written is given up");
+            }
             result
         }
         Err(error) => Err(anyhow::Error::new(error).context("could not start the async runtime")),

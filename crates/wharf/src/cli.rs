@@ -21,7 +21,7 @@ use crate::{error, parse};
                   if --timeout ended it, 120 if the output could not be written, 121 if a part of it is missing though the \
                   command ended with 0, 125 if wharf itself failed, 126 if the command cannot be run, 127 if it does not exist, 141 if nobody \
                   reads the output any more, 130 after Ctrl-C while a sandbox was made, 128 and a signal's number if that ended the \
-                  command, 2 for wrong usage; of cp 3 if files were left out, which it names."
+                  command or cp, 2 for wrong usage; of cp 3 if files were left out, which it names."
 )]
 pub(crate) struct Cli {
     /// Where sandboxes are kept [default: /var/lib/wharf for root, else wharf in XDG_STATE_HOME or

@@ -48,7 +48,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Exec(arguments) => return exec(&runtime, arguments, form).await,
         Command::Shell(arguments) => return streams::shell(&runtime, arguments).await,
         Command::Attach(arguments) => return streams::attach(&runtime, arguments, form).await,
-        Command::Cp(arguments) => copy::copy(&runtime, arguments, form).await?,
+        Command::Cp(arguments) => return copy::copy(&runtime, arguments, form).await,
         Command::Ls => show::list(&runtime, form).await?,
         Command::Logs(arguments) => return streams::logs(&runtime, arguments, form).await,
         Command::Ps { name } => processes::list(&runtime, &name, form).await?,
@@ -356,6 +356,9 @@ fn removed(
 }
 
 const REMOVED_AT_ONCE: usize = 16;
+
+/// How long a file that was being written when the program ends may take to be put in its place or given up.
+pub(crate) const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Gives blocking reads of standard input no chance to hold the program up at its end.
 pub(crate) const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(20);

@@ -10,9 +10,11 @@
 //! is copied as a link, wherever it points, and what is copied never goes through one: only a link that is itself named as the
 //! TARGET is followed, and one that stands in a TARGET under the SOURCE's name is replaced or, in the way of a directory,
 //! refused. Special files are left out, named at
-//! the end, and make the exit code 3. A file is replaced once it is whole. What comes from a sandbox is hostile.
+//! the end, and make the exit code 3. A file is replaced once it is whole; a signal before that leaves the old one, and one
+//! after that waits until the new one is in its place. What comes from a sandbox is hostile.
 
 use std::{
+    cell::Cell,
     fs::{File, FileType, Metadata},
     io::{self, IsTerminal, Write},
     os::{
@@ -20,12 +22,18 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    task::Poll,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
 use rustix::fs::OFlags;
-use tokio::io::AsyncReadExt;
+use tokio::{
+    io::AsyncReadExt,
+    signal::unix::{self, SignalKind},
+};
 use tokio_util::io::SyncIoBridge;
 use wharf_client::{ClientError, ErrorKind, Files, Like, Sandbox};
 use wharf_files::{Bounds, NewFile, ReplaceError, Root, Tree, Wanted};
@@ -35,7 +43,7 @@ use wharf_runtime::Runtime;
 use crate::{
     cli::{Cp, OutputForm},
     commands::ready,
-    error::{PartlyCopied, WrongUsage},
+    error::{PartlyCopied, SIGNALLED, WrongUsage},
     out::{CouldNotWrite, printable},
     parse::{self, Place},
     progress::Progress,
@@ -45,24 +53,66 @@ use crate::{
 const PIPE_BYTES: usize = 1 << 20;
 
 /// Copies into or out of a sandbox.
-pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<()> {
+pub(crate) async fn copy(runtime: &Runtime, arguments: Cp, form: OutputForm) -> anyhow::Result<ExitCode> {
     let progress = Progress::bytes(format!("copying {} to {}", arguments.source, arguments.target));
     let [source, target] = [&arguments.source, &arguments.target].map(|text| parse::place(text));
     let (source, target) = (source.map_err(WrongUsage)?, target.map_err(WrongUsage)?);
     let to_stream = target == Place::Stream;
-    let skipped = carry(runtime, source, target, arguments.follow_link, &progress).await?;
+    let mut signals = Signals::install().context("could not handle signals")?;
+    let committing = Cell::new(false);
+    let skipped = {
+        let mut work = pin!(carry(runtime, source, target, arguments.follow_link, &progress, &committing));
+        let signal = tokio::select! {
+            biased;
+            done = &mut work => Ok(done),
+            signal = signals.next() => Err(signal),
+        };
+        match signal {
+            Ok(done) => done?,
+            Err(_) if committing.get() => {
+                crate::out::note!("`{}` has arrived and is put in its place first", arguments.target);
+                work.await?
+            }
+            // The dropped work gives up what it was writing; `main` waits for that.
+            Err(signal) => return Ok(ExitCode::from(SIGNALLED + signal)),
+        }
+    };
     // Where the files themselves go to standard output, nothing else does.
     if form == OutputForm::Json && !to_stream {
         show::json(&serde_json::json!({ "bytes": progress.count(), "skipped": skipped }))?;
     }
     drop(progress);
     if skipped.is_empty() {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     for file in &skipped.files {
         crate::out::note!("not copied: `{}`: {}", printable(&file.path), printable(&file.reason));
     }
     Err(PartlyCopied { count: skipped.count }.into())
+}
+
+/// The signals that end a program, but for those that whoever started it made it ignore, as nohup(1) does.
+struct Signals(Vec<(u8, unix::Signal)>);
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+        let kinds = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()];
+        let heard = kinds.into_iter().filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0);
+        heard.map(|kind| Ok((kind.as_raw_value() as u8, unix::signal(kind)?))).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The next one, by its number.
+    async fn next(&mut self) -> u8 {
+        std::future::poll_fn(|context| {
+            let come =
+                self.0.iter_mut().find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
+            come.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
 }
 
 async fn carry(
@@ -71,11 +121,12 @@ async fn carry(
     target: Place,
     follow: bool,
     progress: &Progress,
+    committing: &Cell<bool>,
 ) -> anyhow::Result<Skipped> {
     match (source, target) {
         (Place::Sandbox { name, path }, target) => {
             let (sandbox, path) = find(runtime, &name, &path).await?;
-            copy_out(&sandbox, &path, target, follow, progress).await
+            copy_out(&sandbox, &path, target, follow, progress, committing).await
         }
         (source, Place::Sandbox { name, path }) => {
             let (sandbox, path) = find(runtime, &name, &path).await?;
@@ -116,6 +167,7 @@ async fn copy_out(
     target: Place,
     follow: bool,
     progress: &Progress,
+    committing: &Cell<bool>,
 ) -> anyhow::Result<Skipped> {
     let files = sandbox.files();
     let text = match target {
@@ -153,7 +205,7 @@ async fn copy_out(
                 replace_special: name.is_some(),
                 ..Wanted::default()
             };
-            copy_file_out(files, path, wanted, &place, progress).await.map(|()| Skipped::default())
+            copy_file_out(files, path, wanted, &place, progress, committing).await.map(|()| Skipped::default())
         }
         FileKind::Symlink => {
             let link = stat.target.as_deref().context("the sandbox did not say where the symlink points to")?;
@@ -207,6 +259,7 @@ async fn copy_file_out(
     wanted: Wanted,
     place: &Path,
     progress: &Progress,
+    committing: &Cell<bool>,
 ) -> anyhow::Result<()> {
     let shown = place.display().to_string();
     let failed = || format!("could not write `{shown}`");
@@ -246,6 +299,7 @@ async fn copy_file_out(
     // Only what has arrived whole takes the old file's place.
     read?;
     let file = written.with_context(failed)?;
+    committing.set(true);
     let committed = tokio::task::spawn_blocking(move || file.commit()).await.context("writing ended by itself")?;
     committed.with_context(failed)
 }

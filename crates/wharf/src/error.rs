@@ -53,6 +53,9 @@ impl std::error::Error for PartlyCopied {}
 /// Ctrl-C while a sandbox was being made, as a shell reports it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// What a shell adds to the number of the signal that ended a program.
+pub(crate) const SIGNALLED: u8 = 128;
+
 /// Nobody reads our output any more: as a shell reports a program that SIGPIPE ended.
 pub(crate) const BROKEN_PIPE: u8 = 141;
 

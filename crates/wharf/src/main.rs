@@ -31,5 +31,6 @@ fn main() -> ExitCode {
     let done = runtime.block_on(commands::run(cli));
     // A read of standard input that waits for a key must not hold the program up.
     runtime.shutdown_timeout(commands::SHUTDOWN_PATIENCE);
+    wharf_files::finish_writes(commands::WRITE_PATIENCE);
     done.unwrap_or_else(|cause| error::report(&cause))
 }

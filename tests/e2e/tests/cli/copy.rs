@@ -3,14 +3,18 @@
 use std::{
     fs,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{FileExt, MetadataExt, PermissionsExt, symlink},
         net::UnixListener,
     },
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::Wharf;
+
+const IN_PLACE_BYTES: usize = 64 << 20;
 
 /// A sandbox `box`, and a directory here.
 struct Copies {
@@ -47,6 +51,27 @@ impl Copies {
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
         assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+
+    /// Waits until a part of a file in the directory here, named or not, was read or written.
+    #[track_caller]
+    fn wait_until_it_is_copying(&self, running: &mut Child) {
+        let process = PathBuf::from(format!("/proc/{}", running.id()));
+        let position = |fd: &str| {
+            let info = fs::read_to_string(process.join("fdinfo").join(fd)).ok()?;
+            info.lines().find_map(|line| line.strip_prefix("pos:"))?.trim().parse::<u64>().ok()
+        };
+        let is_here =
+            |fd: &str| fs::read_link(process.join("fd").join(fd)).is_ok_and(|it| it.starts_with(self.here.path()));
+        loop {
+            let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+            let open: Vec<_> = open.map(|fd| fd.file_name().to_string_lossy().into_owned()).collect();
+            if open.iter().any(|fd| is_here(fd) && position(fd) > Some(0)) {
+                break;
+            }
+            assert!(running.try_wait().unwrap().is_none(), "it was too fast to be cut");
+            std::thread::yield_now();
+        }
     }
 
     #[track_caller]
@@ -238,43 +263,86 @@ fn what_fails_leaves_the_old_file() {
         }
         let mut command = copies.wharf.command(&["cp", arguments[0], arguments[1]]);
         let mut running = command.current_dir(copies.here.path()).stderr(Stdio::null()).spawn().unwrap();
-        // Once something was written beside the target.
-        let begun = || match arguments[0] {
-            "box:big" => fs::read_dir(copies.here.path()).unwrap().any(|entry| is_ours(&entry.unwrap().path())),
-            _ => copies.inside("find . -name '.wharf-*' -size +0 | grep -c . || true") != "0",
-        };
-        while running.try_wait().unwrap().is_none() && !begun() {
-            std::thread::yield_now();
-        }
-        assert!(running.try_wait().unwrap().is_none(), "it was too fast to be cut");
+        copies.wait_until_it_is_copying(&mut running);
         running.kill().unwrap();
         running.wait().unwrap();
     }
+    assert_eq!(names(copies.here.path()), ["keep", "keep-big"]);
+    assert_eq!(copies.inside("ls -A | xargs"), "big keep");
     assert_eq!(fs::read_to_string(copies.at("keep")).unwrap(), "kept");
     assert_eq!(copies.inside("cat keep"), "kept");
     // The sandbox ends in the middle.
-    let old: Vec<_> = fs::read_dir(copies.here.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     let mut command = copies.wharf.command(&["cp", "box:big", "keep"]);
     let mut running = command.current_dir(copies.here.path()).stderr(Stdio::null()).spawn().unwrap();
-    let begun = || {
-        let mut entries = fs::read_dir(copies.here.path()).unwrap().map(|entry| entry.unwrap().path());
-        entries.any(|path| is_ours(&path) && !old.contains(&path))
-    };
-    while running.try_wait().unwrap().is_none() && !begun() {
-        std::thread::yield_now();
-    }
-    assert!(running.try_wait().unwrap().is_none(), "it was too fast to be cut");
+    copies.wait_until_it_is_copying(&mut running);
     let record = fs::read(copies.wharf.state.path().join("sandboxes/box/record.json")).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-    let init = rustix::process::Pid::from_raw(record["init"]["pid"].as_i64().unwrap() as i32).unwrap();
-    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+    let init = Pid::from_raw(record["init"]["pid"].as_i64().unwrap() as i32).unwrap();
+    kill_process(init, Signal::KILL).unwrap();
     assert_eq!(running.wait().unwrap().code(), Some(125));
     assert_eq!(fs::read_to_string(copies.at("keep")).unwrap(), "kept");
 }
 
-fn is_ours(path: &Path) -> bool {
-    path.file_name().unwrap().to_string_lossy().starts_with(".wharf-")
-        && fs::metadata(path).is_ok_and(|it| it.len() > 0)
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|it| it.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_signal_leaves_the_old_file_or_waits_for_the_new_one() {
+    let copies = Copies::new();
+    let old = vec![b'o'; IN_PLACE_BYTES];
+    copies.inside(&format!("head -c 200M /dev/zero > big; head -c {IN_PLACE_BYTES} /dev/zero > new"));
+    let start = |source: &str| {
+        let mut command = copies.wharf.command(&["cp", source, "keep"]);
+        command.current_dir(copies.here.path()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let send = |running: &Child, signal| kill_process(Pid::from_child(running), signal).unwrap();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        fs::write(copies.at("keep"), &old).unwrap();
+        let mut running = start("box:big");
+        copies.wait_until_it_is_copying(&mut running);
+        send(&running, signal);
+        assert_eq!(running.wait().unwrap().code(), Some(code));
+        assert!(fs::read(copies.at("keep")).unwrap() == old, "{signal:?}");
+        // With a second name it stays the file that it is, and so is written in place.
+        fs::hard_link(copies.at("keep"), copies.at("other")).unwrap();
+        let mut running = start("box:new");
+        let other = fs::File::open(copies.at("other")).unwrap();
+        let is_new = |offset: usize| {
+            let mut byte = [1];
+            other.read_exact_at(&mut byte, offset as u64).unwrap();
+            byte == [0]
+        };
+        while running.try_wait().unwrap().is_none() && !is_new(0) {
+            std::thread::yield_now();
+        }
+        send(&running, Signal::STOP);
+        assert!(!is_new(IN_PLACE_BYTES - 1), "it was too fast to be stopped in the middle");
+        send(&running, signal);
+        send(&running, Signal::CONT);
+        assert_eq!(running.wait().unwrap().code(), Some(0), "{signal:?}");
+        assert!(fs::read(copies.at("other")).unwrap() == vec![0; IN_PLACE_BYTES], "{signal:?}");
+        assert_eq!(names(copies.here.path()), ["keep", "other"]);
+        fs::remove_file(copies.at("other")).unwrap();
+    }
+}
+
+#[test]
+fn a_signal_that_the_caller_ignores_does_not_end_a_copy() {
+    let copies = Copies::new();
+    copies.inside("head -c 100M /dev/zero > big");
+    let wharf = copies.wharf.command(&["cp", "box:big", "new"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(wharf.get_program()).args(wharf.get_args());
+    let variables = wharf.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+    let mut running = command.envs(variables).current_dir(copies.here.path()).spawn().unwrap();
+    copies.wait_until_it_is_copying(&mut running);
+    kill_process(Pid::from_child(&running), Signal::HUP).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(0));
+    assert_eq!(fs::metadata(copies.at("new")).unwrap().len(), 100 << 20);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs,
     io::{Read, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -246,6 +246,47 @@ fn an_upload_that_is_cut_leaves_the_old_file() {
         let _ = connection.read_to_end(&mut answer);
         assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
         assert_eq!(fs::read(&file).unwrap(), vec![b'o'; 9000]);
+    }
+}
+
+#[test]
+fn a_signal_that_ends_sandboxd_waits_for_a_file_that_is_written_in_place() {
+    const BYTES: usize = 128 << 20;
+    for signal in [Signal::TERM, Signal::HUP] {
+        let mut server = Server::bound(&[], json!({}));
+        let [path, other] = ["file", "other"].map(|name| server.home.path().join(name));
+        fs::write(&path, vec![b'o'; BYTES]).unwrap();
+        // With a second name it stays the file that it is.
+        fs::hard_link(&path, &other).unwrap();
+        let file = fs::File::open(&other).unwrap();
+        let is_new = |offset: usize| {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, offset as u64).unwrap();
+            byte == [b'n']
+        };
+        let request = server.agent.put(server.url(&format!("/v1/files/content?path={}", path.display())));
+        let request = request.header("Authorization", format!("Bearer {KEY}"));
+        let sandboxd = Pid::from_child(&server.child);
+        std::thread::scope(|scope| {
+            // Whether it is answered is not promised.
+            scope.spawn(move || drop(request.send(&vec![b'n'; BYTES][..])));
+            while server.child.try_wait().unwrap().is_none() && !is_new(0) {
+                std::thread::yield_now();
+            }
+            rustix::process::kill_process(sandboxd, Signal::STOP).unwrap();
+            assert!(!is_new(BYTES - 1), "it was too fast to be stopped in the middle");
+            rustix::process::kill_process(sandboxd, signal).unwrap();
+            rustix::process::kill_process(sandboxd, Signal::CONT).unwrap();
+            assert_eq!(server.child.wait().unwrap().code(), Some(0), "{signal:?}");
+        });
+        assert!(fs::read(&other).unwrap() == vec![b'n'; BYTES], "{signal:?}");
+        assert!(
+            fs::read_dir(server.home.path()).unwrap().all(|it| !it
+                .unwrap()
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(b".wharf"))
+        );
     }
 }
 
