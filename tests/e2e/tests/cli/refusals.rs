@@ -2,12 +2,12 @@
 
 use std::{
     fs,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::{Value, json};
 
-use crate::{Wharf, memory::call};
+use crate::{Wharf, memory::call, streams::until};
 
 fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -19,23 +19,23 @@ fn inspected(wharf: &Wharf) -> Value {
 
 #[test]
 fn a_limit_that_needs_control_groups_is_refused_or_warned_of_without_them() {
-    for (who, wharf) in [("ordinary", Wharf::as_ordinary_user()), ("subordinate", Wharf::with_subordinate_ids())] {
-        let refused = wharf.run(&["create", "box", "--cpus", "0.5"]);
-        let said = told(&refused);
-        assert_eq!(refused.status.code(), Some(125), "{who}: {said}");
-        assert!(said.contains("`limit of CPUs`") && said.contains("--isolation best-effort"), "{who}: {said}");
+    let wharf = Wharf::as_ordinary_user();
+    let refused = wharf.run(&["create", "box", "--cpus", "0.5"]);
+    let said = told(&refused);
+    assert_eq!(refused.status.code(), Some(125), "{said}");
+    assert!(said.contains("`limit of CPUs`") && said.contains("--isolation best-effort"), "{said}");
 
-        let said = told(&wharf.run(&["create", "box", "--memory", "200M"]));
-        assert!(said.contains("warning: 209715200 bytes of memory bound each process alone"), "{who}: {said}");
-        let bounds = &inspected(&wharf)["bounds"];
-        assert_eq!(bounds["memory_bytes"], Value::Null, "{who}");
-        assert_eq!(bounds["memory_bytes_of_each_process"], 209_715_200, "{who}");
-        wharf.check(&["rm", "box"], 0, "box\n");
+    let said = told(&wharf.run(&["create", "box", "--memory", "200M"]));
+    assert!(said.contains("warning: 209715200 bytes of memory bound each process alone"), "{said}");
+    let bounds = &inspected(&wharf)["bounds"];
+    assert_eq!(bounds["memory_bytes"], Value::Null);
+    assert_eq!(bounds["memory_bytes_of_each_process"], 209_715_200);
+    wharf.check(&["rm", "box"], 0, "box\n");
 
-        let said = told(&wharf.run(&["create", "box", "--cpus", "0.5", "--isolation", "best-effort"]));
-        assert!(said.contains("warning: no limit of CPUs: ") && !said.contains("bytes of memory"), "{who}: {said}");
-        assert_eq!(inspected(&wharf)["bounds"]["cpu_millis"], Value::Null, "{who}");
-    }
+    let said = told(&wharf.run(&["create", "box", "--cpus", "0.5", "--isolation", "best-effort"]));
+    assert!(said.contains("warning: no limit of CPUs: ") && !said.contains("bytes of memory"), "{said}");
+    assert_eq!(inspected(&wharf)["bounds"]["cpu_millis"], Value::Null);
+
     let root = Wharf::new();
     let output = root.run(&["create", "box", "--cpus", "0.5", "--memory", "200M"]);
     assert_eq!((output.status.code(), told(&output)), (Some(0), String::new()));
@@ -142,4 +142,24 @@ fn names_that_are_made_inside_command_no_terminal() {
         assert!(said.contains(shows), "{arguments:?}: {said:?}");
         assert!(!said.chars().any(|each| each.is_control() && each != '\n'), "{arguments:?}: {said:?}");
     }
+}
+
+#[test]
+fn an_exec_in_a_sandbox_that_ends_meanwhile_says_that_it_has() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    let about = inspected(&wharf);
+    let (pid, socket) = (about["pid"].to_string(), about["socket"].as_str().unwrap().to_owned());
+    let signal = |name: &str| assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    // It takes the connection, and answers nothing.
+    signal("STOP");
+    let exec = wharf.command(&["exec", "box", "--", "true"]).stderr(Stdio::piped()).spawn().unwrap();
+    until("it has connected", || {
+        fs::read_to_string("/proc/net/unix").unwrap().lines().filter(|line| line.ends_with(&socket)).count() > 1
+    });
+    signal("KILL");
+    let output = exec.wait_with_output().unwrap();
+    let said = told(&output);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.contains("sandbox `box` is not running: its processes have ended"), "{said}");
 }
