@@ -3,10 +3,13 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    io,
+    io::{self, Read, Seek, Write},
     os::{
-        fd::OwnedFd,
-        unix::ffi::{OsStrExt, OsStringExt},
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::MetadataExt,
+        },
     },
     path::{Component, Path, PathBuf},
 };
@@ -16,6 +19,7 @@ use rustix::{
     io::Errno,
 };
 
+const COPY_BYTES: usize = 64 << 10;
 /// As many links as the kernel follows.
 const MOST_LINKS: usize = 40;
 /// What a directory is opened for when only names in it are used.
@@ -129,4 +133,59 @@ pub fn spool(directory: &Path) -> io::Result<File> {
     let file = rustix::fs::openat(&directory, &name, create | flags, owner_only)?;
     rustix::fs::unlinkat(&directory, &name, AtFlags::empty())?;
     Ok(file.into())
+}
+
+/// A file in `directory` that is gone with the process until [`give_name`] gives it a name.
+pub(crate) fn nameless(directory: &OwnedFd, mode: Mode) -> Result<File, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, ".", flags, mode).map(File::from)
+}
+
+pub(crate) fn named(directory: &OwnedFd, mode: Mode) -> Result<(File, OsString), Errno> {
+    let name = random_name();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, &name, flags, mode)?;
+    Ok((file.into(), name))
+}
+
+/// Gives a nameless file of `directory` a name for the moment until it is renamed. Where the kernel gives it none, as without
+/// `/proc` or behind some filter of system calls, a copy has the name, with its owner and its mode.
+pub(crate) fn give_name(file: &File, directory: &OwnedFd) -> io::Result<(Option<File>, OsString)> {
+    let name = random_name();
+    // The kernel takes the descriptor itself from those with CAP_DAC_READ_SEARCH, and since 6.10 from whoever opened it.
+    let linked = rustix::fs::linkat(file, "", directory, &name, AtFlags::EMPTY_PATH).or_else(|_| {
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, open, directory, &name, AtFlags::SYMLINK_FOLLOW)
+    });
+    if linked.is_ok() {
+        return Ok((None, name));
+    }
+    let (copy, name) = named(directory, Mode::from_raw_mode(0o600))?;
+    let copied = copy_all(file, &copy).and_then(|()| {
+        let (theirs, ours) = (file.metadata()?, copy.metadata()?);
+        if (theirs.uid(), theirs.gid()) != (ours.uid(), ours.gid()) {
+            std::os::unix::fs::fchown(&copy, Some(theirs.uid()), Some(theirs.gid()))?;
+        }
+        copy.set_permissions(theirs.permissions())
+    });
+    match copied {
+        Ok(()) => Ok((Some(copy), name)),
+        Err(error) => {
+            let _ = rustix::fs::unlinkat(directory, &name, AtFlags::empty());
+            Err(error)
+        }
+    }
+}
+
+/// Copies from the beginning, wherever the two stand. Not every file that can be written can be written at a position.
+pub(crate) fn copy_all(mut from: &File, mut to: &File) -> io::Result<()> {
+    from.rewind()?;
+    to.rewind()?;
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => to.write_all(&buffer[..count])?,
+        }
+    }
 }

@@ -21,27 +21,22 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{File, Metadata, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::{
-        fd::AsRawFd,
-        unix::{
-            ffi::OsStrExt,
-            fs::{MetadataExt, PermissionsExt},
-        },
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
     },
     path::Path,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags},
+    fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags},
     io::Errno,
 };
 
 use crate::{
-    place::{Place, random_name, spool},
+    place::{Place, copy_all, give_name, named, nameless, spool},
     unfinished::Unfinished,
 };
-
-const COPY_BYTES: usize = 64 << 10;
 
 /// What a file shall be like.
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,9 +119,9 @@ impl NewFile {
         // Nobody but the owner reads what is not finished, unless a new file shall have what the umask leaves.
         let umask_decides = existing.is_none() && wanted.mode.or(wanted.fresh_mode).is_none();
         let mode = Mode::from_raw_mode(if umask_decides { 0o666 } else { 0o600 });
-        let made = nameless(&target, mode).map(|file| (file, None));
+        let made = nameless(&target.directory, mode).map(|file| (file, None));
         // Not every file system has nameless files.
-        let made = made.or_else(|_| named(&target, mode).map(|(file, name)| (file, Some(name))));
+        let made = made.or_else(|_| named(&target.directory, mode).map(|(file, name)| (file, Some(name))));
         let (content, temporary) = match made {
             Ok(made) => made,
             Err(error) if existing.is_some() => {
@@ -169,7 +164,15 @@ impl NewFile {
             rustix::fs::fdatasync(&self.content)?;
         }
         if self.temporary.is_none() {
-            self.temporary = Some(self.give_name()?);
+            let (copy, name) = give_name(&self.content, &self.target.directory)?;
+            self.temporary = Some(name);
+            if let Some(copy) = copy {
+                self.content = copy;
+                self.dress()?;
+                if self.existing.is_some() {
+                    rustix::fs::fdatasync(&self.content)?;
+                }
+            }
         }
         let directory = &self.target.directory;
         let temporary = self.temporary.as_deref().expect("it was given a name");
@@ -184,29 +187,6 @@ impl NewFile {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Gives the content, which is all there, a name for the moment until it is renamed.
-    fn give_name(&mut self) -> io::Result<OsString> {
-        let name = random_name();
-        if link(&self.content, &self.target, &name).is_ok() {
-            return Ok(name);
-        }
-        // Without /proc, or as some filter of system calls has it, no name can be given later.
-        let (file, name) = named(&self.target, Mode::from_raw_mode(0o600))?;
-        let nameless = std::mem::replace(&mut self.content, file);
-        self.temporary = Some(name.clone());
-        copy_all(&nameless, &self.content)?;
-        let (theirs, ours) = (nameless.metadata()?, self.content.metadata()?);
-        if (theirs.uid(), theirs.gid()) != (ours.uid(), ours.gid()) {
-            std::os::unix::fs::fchown(&self.content, Some(theirs.uid()), Some(theirs.gid()))?;
-        }
-        self.content.set_permissions(theirs.permissions())?;
-        self.dress()?;
-        if self.existing.is_some() {
-            rustix::fs::fdatasync(&self.content)?;
-        }
-        Ok(name)
     }
 
     /// Gives the new file what the old one has but its content.
@@ -303,27 +283,6 @@ impl Drop for NewFile {
     }
 }
 
-/// A file beside the target that is gone with the process until it is given a name.
-fn nameless(target: &Place, mode: Mode) -> Result<File, Errno> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::openat(&target.directory, ".", flags, mode).map(File::from)
-}
-
-fn named(target: &Place, mode: Mode) -> Result<(File, OsString), Errno> {
-    let name = random_name();
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&target.directory, &name, flags, mode)?;
-    Ok((file.into(), name))
-}
-
-fn link(file: &File, target: &Place, name: &OsStr) -> Result<(), Errno> {
-    // The kernel takes the descriptor itself from those with CAP_DAC_READ_SEARCH, and since 6.10 from whoever opened it.
-    rustix::fs::linkat(file, "", &target.directory, name, AtFlags::EMPTY_PATH).or_else(|_| {
-        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-        rustix::fs::linkat(CWD, open, &target.directory, name, AtFlags::SYMLINK_FOLLOW)
-    })
-}
-
 /// The file at `target`, if the caller may write it. A rename asks for no such right, so it is asked for here.
 fn writable(target: &Place) -> Result<Option<Metadata>, ReplaceError> {
     let file = match open_existing(target, OFlags::WRONLY) {
@@ -394,19 +353,6 @@ fn attribute(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>
                 buffer.truncate(length);
                 return Ok(buffer);
             }
-        }
-    }
-}
-
-/// Copies from the beginning, wherever the two stand. Not every file that can be written can be written at a position.
-fn copy_all(mut from: &File, mut to: &File) -> io::Result<()> {
-    from.rewind()?;
-    to.rewind()?;
-    let mut buffer = vec![0; COPY_BYTES];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            count => to.write_all(&buffer[..count])?,
         }
     }
 }

@@ -18,10 +18,18 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Skipped, make_directories, place::random_name, replace::times, unfinished::Unfinished};
+use crate::{
+    Skipped, make_directories,
+    place::{give_name, named, nameless, random_name},
+    replace::times,
+    unfinished::Unfinished,
+};
 
 /// Names of what was left out; of more than these only the number is kept.
 const MOST_SKIPPED: usize = 1000;
+/// A new file of so many bytes has no name until it is whole, so that a killed process leaves no half of it. Of smaller ones
+/// there are many, which would take longer so.
+const NAMELESS_BYTES: u64 = 1 << 20;
 /// The permission bits only: neither side brings the other programs that run as their owner.
 const PERMISSIONS: u32 = 0o777;
 /// Of a directory also that only owners remove from it: a copy of /tmp is as safe as /tmp.
@@ -94,10 +102,18 @@ pub struct NewMember {
     file: File,
     directory: Arc<OwnedFd>,
     name: OsString,
-    /// Where it is until it is finished, when it replaces something.
-    temporary: Option<OsString>,
-    finished: bool,
+    stands: Stands,
     _unfinished: Unfinished,
+}
+
+/// Where a member is until it is finished.
+#[derive(Debug)]
+enum Stands {
+    /// Gone with the process.
+    Nowhere,
+    Beside(OsString),
+    InItsPlace,
+    Finished,
 }
 
 impl Tree {
@@ -178,39 +194,30 @@ impl Tree {
         Ok(())
     }
 
-    /// Begins a file. A file or a link that is there is replaced once it is whole.
+    /// Begins a file of about so many `bytes`. A file or a link that is there is replaced once it is whole.
     ///
     /// # Errors
     ///
     /// As [`Tree::directory`].
-    pub fn file(&mut self, path: &Path) -> Result<NewMember, TreeError> {
+    pub fn file(&mut self, path: &Path, bytes: u64) -> Result<NewMember, TreeError> {
         let (directory, name) = self.place(path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
         let wrong = |error| self.error(path, error);
-        let member = match rustix::fs::openat(&*directory, &name, flags, mode) {
-            Ok(file) => NewMember {
-                file: file.into(),
-                directory,
-                name,
-                temporary: None,
-                finished: false,
-                _unfinished: Unfinished::begin(),
+        let mode = Mode::from_raw_mode(0o600);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let at_once = match bytes < NAMELESS_BYTES {
+            true => rustix::fs::openat(&*directory, &name, flags, mode),
+            false => Err(Errno::EXIST),
+        };
+        let (file, stands) = match at_once {
+            Ok(file) => (File::from(file), Stands::InItsPlace),
+            Err(Errno::EXIST) => match nameless(&directory, mode) {
+                Ok(file) => (file, Stands::Nowhere),
+                // Not every file system has nameless files.
+                Err(_) => named(&directory, mode).map(|(file, name)| (file, Stands::Beside(name))).map_err(wrong)?,
             },
-            Err(Errno::EXIST) => {
-                let temporary = random_name();
-                let file = rustix::fs::openat(&*directory, &temporary, flags, mode).map_err(wrong)?;
-                NewMember {
-                    file: file.into(),
-                    directory,
-                    name,
-                    temporary: Some(temporary),
-                    finished: false,
-                    _unfinished: Unfinished::begin(),
-                }
-            }
             Err(error) => return Err(wrong(error)),
         };
+        let member = NewMember { file, directory, name, stands, _unfinished: Unfinished::begin() };
         self.done.files += 1;
         Ok(member)
     }
@@ -358,14 +365,21 @@ impl Tree {
 
 impl NewMember {
     fn finish(mut self, mode: u32, modified: Option<(i64, u32)>) -> io::Result<()> {
+        if matches!(self.stands, Stands::Nowhere) {
+            let (copy, name) = give_name(&self.file, &self.directory)?;
+            self.stands = Stands::Beside(name);
+            if let Some(copy) = copy {
+                self.file = copy;
+            }
+        }
         self.file.set_permissions(Permissions::from_mode(mode & PERMISSIONS))?;
         if let Some((seconds, nanoseconds)) = modified {
             rustix::fs::futimens(&self.file, &times(seconds, nanoseconds))?;
         }
-        if let Some(temporary) = &self.temporary {
+        if let Stands::Beside(temporary) = &self.stands {
             rustix::fs::renameat(&*self.directory, temporary, &*self.directory, &self.name)?;
         }
-        self.finished = true;
+        self.stands = Stands::Finished;
         Ok(())
     }
 }
@@ -382,11 +396,13 @@ impl Write for NewMember {
 
 impl Drop for NewMember {
     fn drop(&mut self) {
-        if !self.finished {
-            let name = self.temporary.as_ref().unwrap_or(&self.name);
-            // Nobody can do more about a file that cannot be removed.
-            let _ = rustix::fs::unlinkat(&*self.directory, name, AtFlags::empty());
-        }
+        let name = match &self.stands {
+            Stands::Beside(temporary) => temporary,
+            Stands::InItsPlace => &self.name,
+            Stands::Nowhere | Stands::Finished => return,
+        };
+        // Nobody can do more about a file that cannot be removed.
+        let _ = rustix::fs::unlinkat(&*self.directory, name, AtFlags::empty());
     }
 }
 

@@ -83,7 +83,7 @@ pub fn unpack_under(
                 tree.hard_link(&path, &target)?;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let mut file = tree.file(&path)?;
+                let mut file = tree.file(&path, entry.size())?;
                 let mut missing = entry.size();
                 loop {
                     let count = entry.read(&mut buffer).map_err(broken)?;

@@ -125,7 +125,7 @@ fn where_every_file_has_a_name_nothing_is_left_either() {
     let path = directory.path().join("file");
     for committed in [true, false] {
         let mut file = NewFile::create(&path, Wanted::default()).unwrap();
-        let (content, name) = named(&file.target, Mode::from_raw_mode(0o600)).unwrap();
+        let (content, name) = named(&file.target.directory, Mode::from_raw_mode(0o600)).unwrap();
         (file.content, file.temporary) = (content, Some(name));
         file.write_all(b"new").unwrap();
         assert_eq!(names(directory.path()).len(), if committed { 1 } else { 2 });

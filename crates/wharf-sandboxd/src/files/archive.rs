@@ -91,7 +91,7 @@ pub fn unpack_zip(
             // Python's `extractall` restores no permissions.
             Unsafe::Skip => 0o644,
         };
-        let mut target = tree.file(&path)?;
+        let mut target = tree.file(&path, member.size())?;
         loop {
             let count = member
                 .read(&mut buffer)
