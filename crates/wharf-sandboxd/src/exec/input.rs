@@ -149,11 +149,25 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn waiting(input: &Input) -> String {
         let queue = input.queue();
         queue.pieces.iter().map(|piece| String::from_utf8_lossy(piece)).collect()
+    }
+
+    #[test]
+    fn what_nobody_takes_holds_up_what_comes() {
+        let input = Input::new(true);
+        let window = usize::try_from(INPUT_WINDOW_BYTES).unwrap();
+        input.push(None, Bytes::from(vec![0; 2 * window - 1])).unwrap();
+        assert!(input.room().now_or_never().is_some());
+        input.push(None, Bytes::from_static(b"x")).unwrap();
+        assert!(input.room().now_or_never().is_none());
+        input.taken(1);
+        assert!(input.room().now_or_never().is_some());
     }
 
     #[test]

@@ -91,6 +91,30 @@ fn a_zip_bomb_is_refused() {
 }
 
 #[test]
+fn a_zip_unpacks_to_no_more_than_a_multiple_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bomb = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    bomb.start_file("zeros", zip::write::SimpleFileOptions::default()).unwrap();
+    for _ in 0..65 {
+        bomb.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    let bomb = bomb.finish().unwrap();
+    let refused = unpack_zip(bomb, 1000, dir.path(), Bounds::NONE, Unsafe::Refuse).unwrap_err();
+    assert!(matches!(refused, FilesError::TooLarge { limit, .. } if limit == (64 << 20) + 1_000_000), "{refused}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_long_listing_is_cut_and_says_so() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    for number in 0..=100_000 {
+        fs::File::create(dir.path().join(number.to_string())).unwrap();
+    }
+    let listing = list(dir.path()).unwrap();
+    assert_eq!((listing.entries.len(), listing.truncated), (100_000, true));
+}
+
+#[test]
 fn the_index_of_a_zip_is_read_as_far_as_it_may_be_unpacked() {
     let (mut index, members) = (Vec::new(), 2_000_u16);
     for number in 0..members {
@@ -160,6 +184,13 @@ fn an_endless_line_and_many_matches_are_searched_in_bounded_memory() {
     write(&dir.path().join("many"), &format!("{}\n", "y".repeat(999)).repeat(40_000));
     let result = search(&all("y", Some(100_000)), &AtomicBool::new(false)).unwrap();
     assert!(result.truncated && result.matches.len() < 17_000, "{}", result.matches.len());
+    write(&dir.path().join("many"), &"y\n".repeat(100_001));
+    let result = search(&all("y", Some(100_000)), &AtomicBool::new(false)).unwrap();
+    assert_eq!((result.matches.len(), result.truncated), (100_000, true));
+    let refused = search(&all("y", Some(100_001)), &AtomicBool::new(false)).unwrap_err();
+    assert!(matches!(refused, FilesError::Pattern { field: "limit", .. }), "{refused}");
+    let refused = search(&all("(x{1000}){1000}", None), &AtomicBool::new(false)).unwrap_err();
+    assert!(matches!(refused, FilesError::Pattern { field: "pattern", .. }), "{refused}");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Each command, as a person uses it.
 
-use std::{io::Write, process::Stdio};
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
 
 use super::Wharf;
 
@@ -220,4 +223,18 @@ fn help_and_errors_teach() {
     let missing = wharf.run(&["exec", "nobody", "--", "true"]);
     let text = String::from_utf8(missing.stderr).unwrap();
     assert_eq!(text, "error: there is no sandbox `nobody`\nhint: `wharf ls` lists the sandboxes that there are\n");
+}
+
+#[test]
+fn of_a_long_log_the_end_is_shown() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    let found = Command::new("find").arg(wharf.state.path()).args(["-name", "sandboxd.log"]).output().unwrap();
+    let log = String::from_utf8(found.stdout).unwrap();
+    let mut log = std::fs::OpenOptions::new().append(true).open(log.trim()).unwrap();
+    log.write_all("a line of the log\n".repeat(200_000).as_bytes()).unwrap();
+    log.write_all(b"the last\n").unwrap();
+    let shown = wharf.run(&["logs", "box"]).stdout;
+    assert!((1 << 19..=1 << 20).contains(&shown.len()), "{}", shown.len());
+    assert!(shown.ends_with(b"the last\n"));
 }

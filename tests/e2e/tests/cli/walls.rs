@@ -719,3 +719,16 @@ fn each_user_of_a_sandbox_may_look_into_its_workspace() {
     let outside = std::fs::metadata(wharf.state.path().join("sandboxes/box")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&outside.permissions()) & 0o077, 0);
 }
+
+/// Where there are control groups, as root has them in CI.
+#[test]
+fn a_busy_sandbox_gets_no_more_of_the_cpus_than_allowed() {
+    let wharf = Wharf::new();
+    let script = "TIMEFORMAT='%R %U %S'; time while [ $SECONDS -lt 3 ]; do :; done";
+    let output = wharf.run(&["run", "--cpus", "0.2", "--", "bash", "-c", script]);
+    let times = String::from_utf8(output.stderr).unwrap();
+    let times: Vec<f64> = times.split_whitespace().map(|time| time.parse().expect(&times)).collect();
+    let [real, user, system] = times[..] else { panic!("{times:?}") };
+    // A tenth of a second is what the group gives at once.
+    assert!(user + system < real * 0.2 + 0.1, "{times:?}");
+}

@@ -332,6 +332,9 @@ fn the_file_viewer_shows_what_the_agent_may_read_and_nothing_through_a_link() {
         let (status, page) = view(path.clone(), &here);
         assert!(status == 500 && !page.contains("base64"), "{}: {status} {page}", path.display());
     }
+    fs::File::create(workspace.join("large.png")).unwrap().set_len((64 << 20) + 1).unwrap();
+    let (status, page) = view(workspace.join("large.png"), &here);
+    assert!(status == 500 && page.contains("at most 67108864 bytes"), "{status} {page}");
     // A name of somebody else's that leads here.
     assert_eq!(view(workspace.join("own.png"), "evil.example").0, 403);
     // What is root's stays so, also what the agent might name.

@@ -151,6 +151,16 @@ fn a_connection_without_a_key_does_not_stay() {
 }
 
 #[test]
+fn an_idle_connection_is_closed_though_it_has_shown_a_key() {
+    let server = Server::bound(&[], json!({ "idle_connection_seconds": 1 }));
+    let (mut owner, head) = server.ask(&info());
+    assert!(head.starts_with("HTTP/1.1 200"), "{head:?}");
+    let started = Instant::now();
+    is_closed(&mut owner);
+    assert!((Duration::from_millis(500)..PATIENCE).contains(&started.elapsed()), "{:?}", started.elapsed());
+}
+
+#[test]
 fn web_sockets_are_counted_as_long_as_they_are_open() {
     let server = Server::bound(&[], json!({ "connections": 16 }));
     let (_, exec) = server.post(KEY, "/v1/execs", &json!({ "argv": ["sleep", "1000"] }));

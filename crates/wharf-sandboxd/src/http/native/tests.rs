@@ -246,6 +246,17 @@ async fn files_are_written_read_in_ranges_and_refused_by_name() {
 }
 
 #[tokio::test]
+async fn an_upload_beyond_its_limit_leaves_the_old_file() {
+    let api = Api::blank();
+    api.bind(json!({ "limits": { "upload_bytes": 10 } })).await;
+    let content = format!("/v1/files/content?path={}", api.path("file"));
+    let put = |body: &str| api.ask_as(KEY, Method::PUT, &content, body.as_bytes().to_vec(), &[]);
+    assert!(put("0123456789").await.status.is_success());
+    assert_eq!(put("elevenbytes").await.problem().0, 413);
+    assert_eq!(std::fs::read_to_string(api.path("file")).unwrap(), "0123456789");
+}
+
+#[tokio::test]
 async fn every_route_is_described_and_every_description_is_a_route() {
     let api = Api::bound().await;
     let description = serde_json::to_value(document()).unwrap();
