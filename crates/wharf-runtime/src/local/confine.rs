@@ -210,4 +210,81 @@ mod tests {
         assert_eq!(decide(&clone3, X86_64, call(libc::SYS_clone3), 0), errno(libc::ENOSYS));
         assert_eq!(decide(&refusing, I386, 21, 0), libc::SECCOMP_RET_KILL_PROCESS);
     }
+
+    /// What a system call gives whose arguments mean nothing: whoever lets it through finds fault with those.
+    #[allow(unsafe_code, reason = "system calls by number")]
+    fn errno_of(call: libc::c_long, arguments: [libc::c_long; 3]) -> Option<i32> {
+        let [first, second, third] = arguments;
+        // SAFETY: the callers' arguments are no pointers that the kernel could follow.
+        let done = unsafe { libc::syscall(call, first, second, third, -1, -1, -1) };
+        match done {
+            -1 => io::Error::last_os_error().raw_os_error(),
+            // A `clone` that nothing has refused: this is the child, a copy of one thread.
+            0 if call == libc::SYS_clone => std::process::abort(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_reaches_beyond_a_sandbox_is_refused_to_root_too_and_all_else_is_not() {
+        let new_user = libc::c_long::from(libc::CLONE_NEWUSER);
+        let tiocsti = libc::c_long::try_from(libc::TIOCSTI).unwrap();
+        let refused = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            filter_system_calls().unwrap();
+            for (name, call) in [
+                ("acct", libc::SYS_acct),
+                ("add_key", libc::SYS_add_key),
+                ("bpf", libc::SYS_bpf),
+                ("clock_settime", libc::SYS_clock_settime),
+                ("delete_module", libc::SYS_delete_module),
+                ("fanotify_init", libc::SYS_fanotify_init),
+                ("finit_module", libc::SYS_finit_module),
+                ("fsconfig", libc::SYS_fsconfig),
+                ("fsmount", libc::SYS_fsmount),
+                ("fsopen", libc::SYS_fsopen),
+                ("fspick", libc::SYS_fspick),
+                ("init_module", libc::SYS_init_module),
+                ("io_uring_enter", libc::SYS_io_uring_enter),
+                ("io_uring_register", libc::SYS_io_uring_register),
+                ("io_uring_setup", libc::SYS_io_uring_setup),
+                ("kexec_file_load", libc::SYS_kexec_file_load),
+                ("kexec_load", libc::SYS_kexec_load),
+                ("keyctl", libc::SYS_keyctl),
+                ("mount", libc::SYS_mount),
+                ("mount_setattr", libc::SYS_mount_setattr),
+                ("move_mount", libc::SYS_move_mount),
+                ("name_to_handle_at", libc::SYS_name_to_handle_at),
+                ("open_by_handle_at", libc::SYS_open_by_handle_at),
+                ("open_tree", libc::SYS_open_tree),
+                ("perf_event_open", libc::SYS_perf_event_open),
+                ("pivot_root", libc::SYS_pivot_root),
+                ("quotactl", libc::SYS_quotactl),
+                ("reboot", libc::SYS_reboot),
+                ("request_key", libc::SYS_request_key),
+                ("setns", libc::SYS_setns),
+                ("settimeofday", libc::SYS_settimeofday),
+                ("swapoff", libc::SYS_swapoff),
+                ("swapon", libc::SYS_swapon),
+                ("umount2", libc::SYS_umount2),
+                ("userfaultfd", libc::SYS_userfaultfd),
+            ] {
+                assert_eq!(errno_of(call, [-1, -1, -1]), Some(libc::EPERM), "{name}");
+            }
+            for (name, call, arguments) in [
+                ("unshare", libc::SYS_unshare, [new_user, 0, 0]),
+                ("unshare with more", libc::SYS_unshare, [new_user | libc::c_long::from(libc::CLONE_NEWNS), 0, 0]),
+                ("clone", libc::SYS_clone, [new_user | libc::c_long::from(libc::SIGCHLD), 0, 0]),
+                ("typing into a terminal", libc::SYS_ioctl, [-1, tiocsti, -1]),
+                ("the same, as the kernel reads it", libc::SYS_ioctl, [-1, tiocsti | 1 << 32, -1]),
+            ] {
+                assert_eq!(errno_of(call, arguments), Some(libc::EPERM), "{name}");
+            }
+            assert_eq!(errno_of(libc::SYS_clone3, [-1, -1, -1]), Some(libc::ENOSYS));
+            assert_eq!(errno_of(libc::SYS_ioctl, [-1, -1, -1]), Some(libc::EBADF), "another request");
+            assert_eq!(errno_of(libc::SYS_unshare, [0, 0, 0]), None, "nothing new");
+        });
+        refused.join().unwrap();
+        assert_eq!(errno_of(libc::SYS_setns, [-1, -1, -1]), Some(libc::EBADF), "of this thread alone");
+    }
 }
