@@ -67,6 +67,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let waiting = Progress::waiting(format!("resuming `{name}`"));
             let resumed = runtime.resume(&name, &|stage| waiting.stage(stage)).await?;
             drop(waiting);
+            // What the machine allows may be less than when it was made.
+            warn_of_missing_walls(&resumed);
             changed(&resumed, form)?;
         }
         Command::Rm { names, all } => return remove(&runtime, names, all, form).await,

@@ -115,6 +115,15 @@ fn what_is_unprotected_without_being_protected_is_told() {
     }
 }
 
+#[test]
+fn what_is_missing_is_told_again_when_a_sandbox_is_resumed() {
+    let wharf = Wharf::new();
+    assert!(wharf.run(&["create", "box", "--isolation", "none"]).status.success());
+    wharf.check(&["suspend", "box"], 0, "box\n");
+    let resumed = wharf.run(&["resume", "box"]);
+    assert!(told(&resumed).contains("warning: there are no walls"), "{resumed:?}");
+}
+
 /// Whoever lists what runs in a sandbox, or copies from it, has a terminal that obeys.
 #[test]
 fn names_that_are_made_inside_command_no_terminal() {
