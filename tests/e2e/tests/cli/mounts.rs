@@ -311,6 +311,9 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".githooks",
         ".pre-commit-config.yaml",
         "lefthook.yml",
+        ".lefthook.yml",
+        "lefthook-local.yml",
+        ".lefthook-local.yml",
         ".lefthook",
         ".overcommit.yml",
         ".envrc",
@@ -321,12 +324,18 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".nvimrc",
         ".nvim.lua",
         ".dir-locals.el",
+        ".dir-locals-2.el",
+        ".helix",
         ".vscode",
         ".devcontainer",
         ".devcontainer.json",
         ".idea",
         ".zed",
         ".cursor",
+        ".windsurf",
+        ".kiro",
+        ".roo",
+        ".continue",
         ".claude",
         ".mcp.json",
         ".codex",
@@ -339,6 +348,9 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".githooks",
         ".pre-commit-config.yaml",
         "lefthook.yml",
+        ".lefthook.yml",
+        "lefthook-local.yml",
+        ".lefthook-local.yml",
         ".lefthook",
         ".overcommit.yml",
         ".mise.toml",
@@ -464,7 +476,8 @@ fn git_of_the_owner_and_of_the_sandbox_sees_and_removes_nothing_of_what_protects
         }
         let bare = format!(
             "mkdir .vscode/x; echo 'ref: refs/heads/main' >HEAD; mkdir objects refs; echo ../../work/.git >commondir
-            printf '[core]\\nbare = false\\nworktree = .\\nfsmonitor = \"touch %s; false\"\\n' {} >config; ls",
+            printf '[core]\\nbare = false\\nworktree = .\\nfsmonitor = \"touch %s; false\"\\n' {} >config
+            ls -d HEAD commondir config file objects refs",
             owner.path("mark").display()
         );
         let made = owner.wharf.run(&["exec", "box", "--", "bash", "-c", &bare]);
@@ -482,7 +495,8 @@ fn git_of_the_owner_and_of_the_sandbox_sees_and_removes_nothing_of_what_protects
 fn a_sandbox_cleans_and_stashes_a_mounted_repository() {
     for owner in Owner::both() {
         owner.host("git init -q -b main work && cd work && git commit -q --allow-empty -m first");
-        let script = "set -e; echo one >file; git clean -q -fd; ls; echo two >file; git stash -q -u; ls; git stash pop -q; cat file";
+        let script = "set -e; echo one >file; git clean -q -fd; test ! -e file
+            echo two >file; git stash -q -u; test ! -e file; git stash pop -q >/dev/null; cat file";
         assert_eq!(owner.works_inside("work", &[], script), "two\n");
     }
 }
