@@ -9,9 +9,9 @@
 //! Modes (without set-user-id and set-group-id) and times come along; the owner is whoever owns new files there. A link
 //! is copied as a link, wherever it points, and what is copied never goes through one: only a link that is itself named as the
 //! TARGET is followed, and one that stands in a TARGET under the SOURCE's name is replaced or, in the way of a directory,
-//! refused. Special files are left out, named at
-//! the end, and make the exit code 3. A file is replaced once it is whole; a signal before that leaves the old one, and one
-//! after that waits until the new one is in its place. What comes from a sandbox is hostile.
+//! refused. Special files are left out, named at the end, and make the exit code 3. A file is replaced once it is whole; a
+//! signal before that leaves the old one, and one after that waits until the new one is in its place. What comes from a
+//! sandbox is hostile.
 
 use std::{
     cell::Cell,

@@ -89,9 +89,13 @@ fn what_was_protected_once_stays_so_though_it_is_not_found_again() {
     let inside = "/workspace/deep/down/nested/.git/config";
     let before = host.plan("", &[]).protected;
     assert!(before.contains(&inside.to_owned()), "{before:?}");
-    let mut plan =
-        Mounts { planned: vec![PlannedMount { spec: host.mount(""), covers: Vec::new() }], ..Mounts::default() };
-    plan.keep(&before);
+    let kept_where_nothing_is_found = || {
+        let planned = vec![PlannedMount { spec: host.mount(""), covers: Vec::new() }];
+        let mut plan = Mounts { planned, ..Mounts::default() };
+        plan.keep(&before);
+        plan
+    };
+    let plan = kept_where_nothing_is_found();
     assert_eq!(with(&plan, "deep/down/nested/.git/config"), Some(&With::ReadOnly));
     assert!(plan.protected.contains(&inside.to_owned()), "{:?}", plan.protected);
     // Nothing is added to what is found.
@@ -102,9 +106,7 @@ fn what_was_protected_once_stays_so_though_it_is_not_found_again() {
     // Where a link leads, nothing can be mounted.
     fs::rename(host.path().join("deep"), host.path().join("other")).unwrap();
     symlink("other", host.path().join("deep")).unwrap();
-    let mut plan =
-        Mounts { planned: vec![PlannedMount { spec: host.mount(""), covers: Vec::new() }], ..Mounts::default() };
-    plan.keep(&before);
+    let plan = kept_where_nothing_is_found();
     assert_eq!(with(&plan, "deep/down/nested/.git/config"), None);
 }
 
