@@ -12,6 +12,7 @@ mod utf8;
 use std::{collections::VecDeque, fmt};
 
 use unicode_width::UnicodeWidthChar;
+use vte::Perform as _;
 
 use self::{
     row::{Cell, History, Row},
@@ -29,6 +30,7 @@ pub struct ScreenSize {
 /// Bytes of answers to queries that wait for whoever writes to the terminal.
 const LONGEST_REPLIES: usize = 4096;
 const LONGEST_TITLE: usize = 1024;
+const ESCAPE: u8 = 0x1b;
 /// A history that is bounded by lines holds no more text than this: ten thousand long lines of a thousand columns.
 const MOST_HISTORY_BYTES: usize = 16 << 20;
 
@@ -59,6 +61,9 @@ struct State {
     title: String,
     replies: Vec<u8>,
     last_printed: Option<char>,
+    /// Whether the parser is outside of any sequence and nothing but an escape begins one. After a sequence that nobody is
+    /// told of, as one that was cancelled, it is not known to be there until the next one ends.
+    in_ground_state: bool,
 }
 
 /// One page of rows with its own cursor.
@@ -187,6 +192,7 @@ impl Screen {
                 title: String::new(),
                 replies: Vec::new(),
                 last_printed: None,
+                in_ground_state: true,
             },
         }
     }
@@ -194,7 +200,7 @@ impl Screen {
     /// Shows what a program wrote. Any split of the same bytes gives the same screen.
     pub fn feed(&mut self, bytes: &[u8]) {
         let Self { utf8, parser, state } = self;
-        utf8.feed(bytes, |valid| parser.advance(state, valid));
+        utf8.feed(bytes, |valid| state.take_in(parser, valid));
     }
 
     pub fn size(&self) -> ScreenSize {
@@ -296,6 +302,52 @@ impl Joiner {
 }
 
 impl State {
+    /// Shows what is valid UTF-8. Printable ASCII outside of sequences, which is nearly all that programs write, goes past the
+    /// parser a piece at a time.
+    fn take_in(&mut self, parser: &mut vte::Parser, mut bytes: &[u8]) {
+        while let Some(first) = bytes.first() {
+            if *first == ESCAPE || !self.in_ground_state {
+                self.in_ground_state = false;
+                let taken = parser.advance_until_terminated(self, bytes);
+                bytes = &bytes[taken..];
+                continue;
+            }
+            let is_printable = |byte: &u8| (b' '..=b'~').contains(byte);
+            let printable = bytes.iter().take_while(|byte| is_printable(byte)).count();
+            self.print_ascii(&bytes[..printable]);
+            bytes = &bytes[printable..];
+            let others = bytes.iter().take_while(|byte| !is_printable(byte) && **byte != ESCAPE).count();
+            parser.advance(self, &bytes[..others]);
+            bytes = &bytes[others..];
+        }
+    }
+
+    fn print_ascii(&mut self, mut printable: &[u8]) {
+        if self.modes.insert || !self.modes.wrap || self.is_drawing_lines() {
+            printable.iter().for_each(|byte| self.print(char::from(*byte)));
+            return;
+        }
+        let (style, columns) = (self.style(), usize::from(self.size.columns));
+        self.last_printed = printable.last().map(|byte| char::from(*byte)).or(self.last_printed);
+        while !printable.is_empty() {
+            let mut column = usize::from(self.grid().cursor.column);
+            if column >= columns {
+                self.row_mut().wrapped = true;
+                self.line_feed();
+                column = 0;
+            }
+            let (now, later) = printable.split_at(printable.len().min(columns - column));
+            self.row_mut().put_ascii(column, now, style);
+            self.grid_mut().cursor.column = (column + now.len()) as u16;
+            printable = later;
+        }
+    }
+
+    fn is_drawing_lines(&self) -> bool {
+        let cursor = &self.grid().cursor;
+        cursor.line_drawing[usize::from(cursor.shifted)]
+    }
+
     fn grid(&self) -> &Grid {
         self.alternate.as_ref().unwrap_or(&self.main)
     }
@@ -322,11 +374,8 @@ impl State {
             // The cursor's row stays on the screen; what is above it goes first.
             let keep = usize::from(size.rows);
             let above = (usize::from(self.main.cursor.row) + 1).saturating_sub(keep);
-            for _ in 0..above {
-                if let Some(row) = self.main.rows.pop_front() {
-                    self.remember(row);
-                }
-            }
+            (0..above).for_each(|at| self.remember(at as u16));
+            self.main.rows.drain(..above);
             self.main.cursor.row -= above as u16;
             self.main.used = self.main.used.saturating_sub(above as u16);
             self.main.rows.truncate(keep);
@@ -344,10 +393,10 @@ impl State {
         self.modes.tabs = None;
     }
 
-    /// Adds a row to history; when that is full, its oldest tenth goes first.
-    fn remember(&mut self, row: Row) {
+    /// Adds a row of the main screen to history; when that is full, its oldest tenth goes first.
+    fn remember(&mut self, row: u16) {
         if self.has_room() {
-            self.history.push(&row);
+            self.history.push(&self.main.rows[usize::from(row)]);
         }
     }
 
@@ -382,8 +431,7 @@ impl State {
         if remembered {
             let written = self.main.used.clamp(top, top + count);
             for at in top..written {
-                let row = std::mem::take(&mut self.main.rows[usize::from(at)]);
-                self.remember(row);
+                self.remember(at);
             }
             self.remember_blank(usize::from(top + count - written));
         } else {
@@ -528,8 +576,8 @@ impl State {
             let written = self.main.rows.range(..usize::from(self.main.used));
             let used = written.rev().position(|row| !row.is_empty()).map_or(0, |at| usize::from(self.main.used) - at);
             for at in 0..used {
-                let row = std::mem::take(&mut self.main.rows[at]);
-                self.remember(row);
+                self.remember(at as u16);
+                self.main.rows[at].clear();
             }
             if used == self.main.rows.len() {
                 // The last line of a full screen goes on in the first one of the next, if it went on.

@@ -17,10 +17,8 @@ const MOST_ALIGNED: usize = 20_000;
 impl Perform for State {
     fn print(&mut self, character: char) {
         if (' '..='~').contains(&character) {
-            let cursor = &self.grid().cursor;
-            let drawing = cursor.line_drawing[usize::from(cursor.shifted)];
             let shown = match character {
-                '`'..='~' if drawing => LINE_DRAWING[character as usize - '`' as usize],
+                '`'..='~' if self.is_drawing_lines() => LINE_DRAWING[character as usize - '`' as usize],
                 other => other,
             };
             self.put(shown, 1);
@@ -50,14 +48,21 @@ impl Perform for State {
         }
     }
 
-    fn osc_dispatch(&mut self, parameters: &[&[u8]], _bell: bool) {
+    fn osc_dispatch(&mut self, parameters: &[&[u8]], bell: bool) {
+        // Otherwise it ends with an escape, which begins the next sequence.
+        self.in_ground_state = bell;
         if let [b"0" | b"2", title, ..] = parameters {
             let title = String::from_utf8_lossy(title);
             self.title = title.chars().filter(|character| !character.is_control()).take(LONGEST_TITLE).collect();
         }
     }
 
+    fn terminated(&self) -> bool {
+        self.in_ground_state
+    }
+
     fn esc_dispatch(&mut self, intermediates: &[u8], _ignore: bool, byte: u8) {
+        self.in_ground_state = true;
         let size = self.size;
         match (intermediates, byte) {
             ([], b'7') => self.save_cursor(),
@@ -110,6 +115,7 @@ impl Perform for State {
     }
 
     fn csi_dispatch(&mut self, parameters: &Params, intermediates: &[u8], _ignore: bool, action: char) {
+        self.in_ground_state = true;
         let given = |at: usize| parameters.iter().nth(at).and_then(|values| values.first().copied()).unwrap_or(0);
         let count = given(0).max(1);
         let size = self.size;

@@ -7,6 +7,9 @@ use super::style::{Style, Styles};
 /// Combining characters beyond this are dropped: a program may send millions for one cell.
 const LONGEST_CELL: usize = 8;
 
+/// Cells of room that a blank row may keep.
+const MOST_KEPT_ROOM: usize = 256;
+
 /// One column of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cell {
@@ -43,11 +46,14 @@ impl Row {
         self.cells.len() <= column
     }
 
-    /// Makes the row as new; an empty one costs nothing.
+    /// Makes the row blank. A short one keeps its room for what comes next; a long one keeps none.
     pub(super) fn clear(&mut self) {
         self.wrapped = false;
-        if !self.cells.is_empty() || !self.combining.is_empty() {
-            *self = Self::default();
+        self.combining = Vec::new();
+        if self.cells.capacity() > MOST_KEPT_ROOM {
+            self.cells = Vec::new();
+        } else {
+            self.cells.clear();
         }
     }
 
@@ -57,6 +63,36 @@ impl Row {
             self.cells.push(cell);
             return;
         }
+        self.make_room(column, end);
+        self.cells[column] = cell;
+        if cell.wide {
+            self.cells[column + 1] = Cell::RIGHT_HALF;
+        }
+    }
+
+    /// Puts printable ASCII from `column` on.
+    pub(super) fn put_ascii(&mut self, column: usize, printable: &[u8], style: u16) {
+        let cells = printable.iter().map(|byte| Cell::new(char::from(*byte), style, 1));
+        if self.cells.len() == column {
+            self.cells.extend(cells);
+            return;
+        }
+        let end = column + printable.len();
+        self.make_room(column, end);
+        for (place, cell) in self.cells[column..end].iter_mut().zip(cells) {
+            *place = cell;
+        }
+    }
+
+    /// Puts the same narrow character into `count` columns.
+    pub(super) fn fill(&mut self, column: usize, count: usize, cell: Cell) {
+        let end = column + count;
+        self.make_room(column, end);
+        self.cells[column..end].fill(cell);
+    }
+
+    /// Makes the columns ready to be written anew.
+    fn make_room(&mut self, column: usize, end: usize) {
         if self.cells.len() < end {
             self.cells.resize(end, Cell::BLANK);
         }
@@ -65,22 +101,6 @@ impl Row {
         if !self.combining.is_empty() {
             self.combining.retain(|(at, _)| !(column..end).contains(&usize::from(*at)));
         }
-        self.cells[column] = cell;
-        if cell.wide {
-            self.cells[column + 1] = Cell::RIGHT_HALF;
-        }
-    }
-
-    /// Puts the same narrow character into `count` columns.
-    pub(super) fn fill(&mut self, column: usize, count: usize, cell: Cell) {
-        let end = column + count;
-        if self.cells.len() < end {
-            self.cells.resize(end, Cell::BLANK);
-        }
-        self.split_wide(column);
-        self.split_wide(end);
-        self.combining.retain(|(at, _)| !(column..end).contains(&usize::from(*at)));
-        self.cells[column..end].fill(cell);
     }
 
     /// A wide character that loses a half becomes blank.

@@ -137,7 +137,15 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
             Just("\x1b7"),
             Just("\x1b8"),
             Just("\x1bM"),
-            Just("\x1b[2;4r")
+            Just("\x1b[2;4r"),
+            Just("\x1b]0;title\x07"),
+            Just("\x1b]0;title\x1b\\"),
+            Just("\x1bPstring"),
+            Just("\x1b(0"),
+            Just("\x1bc"),
+            Just("\x0e"),
+            Just("\x18"),
+            Just("\x7f"),
         ]
         .prop_map(|text| text.as_bytes().to_vec()),
     ];
@@ -155,6 +163,17 @@ proptest! {
         split.feed(&bytes[cut..]);
         prop_assert_eq!(split.text(), whole.text());
         prop_assert_eq!(split.redraw(), whole.redraw());
+    }
+
+    #[test]
+    fn what_goes_past_the_parser_looks_as_if_it_had_gone_through_it(bytes in any_bytes()) {
+        let shortly = shown(&bytes);
+        let mut wholly = Screen::new(SMALL, 100);
+        let Screen { utf8, parser, state } = &mut wholly;
+        utf8.feed(&bytes, |valid| parser.advance(state, valid));
+        prop_assert_eq!(shortly.text(), wholly.text());
+        prop_assert_eq!(shortly.redraw(), wholly.redraw());
+        prop_assert_eq!(shortly.state.last_printed, wholly.state.last_printed);
     }
 
     #[test]
