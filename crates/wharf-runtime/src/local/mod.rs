@@ -372,7 +372,9 @@ impl LocalRuntime {
         let mut sources = given.collect::<Result<BTreeMap<_, _>, LocalError>>()?;
         let mut mounts = Mounts::default();
         if is_confined {
-            mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &protection::homes());
+            let homes = protection::homes();
+            let programs = protection::programs(&homes);
+            mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &homes, &programs);
             hide(&mut mounts, &hidden);
             mounts.keep(&record.protected);
         }

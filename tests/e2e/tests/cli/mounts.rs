@@ -121,6 +121,9 @@ const IN_THE_REPOSITORY: Attempt =
     Attempt { what: "", before: "true", mount: "work", inside: "", at: "work", then: "git status" };
 const IN_THE_HOME: Attempt = Attempt { mount: "home", at: "home", then: "bash -i -c true", ..IN_THE_REPOSITORY };
 
+const BARE: &str = "echo 'ref: refs/heads/main' >HEAD; mkdir -p objects refs/heads; printf '[core]\\nbare = true\\n[alias]\\n\
+                    look = !touch %s\\n' $MARK >config";
+
 const ATTEMPTS: &[Attempt] = &[
     Attempt { what: "config", inside: "git config core.fsmonitor \"touch $MARK; false\"", ..IN_THE_REPOSITORY },
     Attempt {
@@ -235,6 +238,20 @@ const ATTEMPTS: &[Attempt] = &[
         ..IN_THE_REPOSITORY
     },
     Attempt {
+        what: "a bare repository around somebody's objects",
+        before: "rm -rf .git; mkdir objects; touch objects/file",
+        inside: BARE,
+        then: "git look; git status",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
+        what: "a bare repository around somebody's empty objects and refs",
+        before: "rm -rf .git; mkdir objects refs",
+        inside: BARE,
+        then: "git look; git status",
+        ..IN_THE_REPOSITORY
+    },
+    Attempt {
         what: "a mounted git directory's config",
         mount: "work/.git",
         inside: "git config -f config core.fsmonitor \"touch $MARK; false\"",
@@ -305,6 +322,31 @@ fn what_is_written_inside_runs_on_the_host_only_if_it_is_unprotected() {
 }
 
 #[test]
+fn a_directory_of_programs_can_be_written_unless_this_machine_looks_for_them_there() {
+    let owner = Owner::root();
+    owner.host("mkdir -p work/bin work/vendor/bin work/.venv/bin");
+    let path = format!("{}:{}", owner.path("work/.venv/bin").display(), std::env::var("PATH").unwrap());
+    let script = "touch bin/x && rm -r vendor && ! touch .venv/bin/x && ! mv .venv other";
+    let mut command = owner.wharf.command(&["run", "--mount", &owner.work(), "--", "sh", "-c", script]);
+    let output = command.env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(owner.host("cd work && ls -A . bin"), ".:\n.venv\nbin\n\nbin:\nx\n");
+}
+
+#[test]
+fn what_is_made_inside_under_any_name_keeps_no_sandbox_from_starting() {
+    let owner = Owner::root();
+    owner.wharf.check(&["create", "box", "--mount", &owner.work()], 0, "box\n");
+    let make = "name=$(printf 'caf\\351') && mkdir $name && git init -q $name";
+    owner.wharf.check(&["exec", "box", "--", "sh", "-c", make], 0, "");
+    owner.wharf.check(&["suspend", "box"], 0, "box\n");
+    owner.wharf.check(&["resume", "box"], 0, "box\n");
+    let output = owner.wharf.run(&["exec", "box", "--", "sh", "-c", "echo x | tee -a caf*/.git/config"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("Read-only file system"), "{error}");
+}
+
+#[test]
 fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_is_left() {
     let names = [
         ".husky",
@@ -342,6 +384,7 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".gemini",
         ".opencode",
         "opencode.json",
+        "opencode.jsonc",
     ];
     // These do nothing where they are not, until something else is written that is protected.
     let harmless = [
@@ -580,7 +623,7 @@ fn commands_run_as_the_user_that_was_asked_for_with_a_name_and_a_home() {
     assert_eq!(owner.works_inside("work", &["-u", "root"], script), "root\n0\n0\n/root\nroot\nroot\nroot\n");
     let output = owner.inside("work", &["-u", "1234"], "true");
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("`user`") && error.contains("maps one id"), "{error}");
+    assert!(error.contains("`--user`") && error.contains("maps one id"), "{error}");
 }
 
 #[test]
@@ -673,7 +716,7 @@ fn a_mount_shows_nothing_of_what_wharf_keeps_of_sandboxes() {
         }
         assert!(owner.path("above/home/beside").exists(), "what is beside it can be written");
         let refused = owner.wharf.run(&["create", "box", "--mount", state.to_str().unwrap()]);
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("`mounts.source`"), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("`--mount`"), "{refused:?}");
         let workspace = state.join("sandboxes/victim/workspace");
         owner.wharf.check(&["run", "--mount", workspace.to_str().unwrap(), "--", "true"], 0, "");
         owner.wharf.check(&["rm", "victim"], 0, "victim\n");

@@ -7,6 +7,7 @@
 //! A directory made later inside, below the mount's own, may hold another repository or editor's settings. No mount can
 //! forbid that; `inspect` and the documentation say it.
 
+mod any_path;
 mod placeholders;
 mod table;
 
@@ -23,12 +24,14 @@ use serde::{Deserialize, Serialize};
 use wharf_protocol::MountSpec;
 
 pub(super) use self::placeholders::{remove_placeholders, set_placeholders};
-use self::table::{Absent, PROTECTED, Place};
+use self::table::{Absent, BARE_REPOSITORY, HEAD, PROTECTED, Place};
 
 /// The part of the isolation that is missing where nothing can be covered.
 pub(super) const PROTECTED_PATHS: &str = "protected paths";
 /// The file of a placeholder that ignores itself.
 const GITIGNORE: &str = ".gitignore";
+/// What that file says.
+const EVERYTHING: &str = "*\n";
 /// How many directories of a mount are looked into, those nearest to its top first.
 const DIRECTORIES: usize = 65_536;
 /// The longest config of a repository that is read.
@@ -46,6 +49,7 @@ pub(super) struct PlannedMount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cover {
     /// Relative to the mount; no part of it is a link, but perhaps the last.
+    #[serde(with = "any_path")]
     pub(super) path: PathBuf,
     pub(super) with: With,
 }
@@ -66,8 +70,10 @@ pub(super) enum With {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Placeholder {
     /// The mount's source.
+    #[serde(with = "any_path")]
     pub(super) source: PathBuf,
     /// Relative to it.
+    #[serde(with = "any_path")]
     pub(super) path: PathBuf,
     pub(super) content: Content,
 }
@@ -138,18 +144,36 @@ impl Mounts {
 }
 
 /// Decides what covers the paths of `mounts`. `unprotected` are paths as they are called inside, or relative to a mount;
-/// `homes` are the home directories of this machine. Reads the host, changes nothing.
-pub(super) fn plan_mounts(mounts: &[MountSpec], unprotected: &[String], homes: &[PathBuf]) -> Mounts {
+/// `homes` are the home directories of this machine, `programs` the directories in which it looks for programs. Reads the
+/// host, changes nothing.
+pub(super) fn plan_mounts(
+    mounts: &[MountSpec],
+    unprotected: &[String],
+    homes: &[PathBuf],
+    programs: &[PathBuf],
+) -> Mounts {
     let mut plan = Mounts::default();
     let mut all: VecDeque<MountSpec> = mounts.iter().cloned().collect();
     let mut shown = mounts.to_vec();
     while let Some(mount) = all.pop_front() {
-        let mut found =
-            Survey { mount: &mount, source: Path::new(&mount.source), shown: &shown, homes, found: Found::default() }
-                .take(DIRECTORIES);
+        let mut found = Survey {
+            mount: &mount,
+            source: Path::new(&mount.source),
+            shown: &shown,
+            homes,
+            programs,
+            found: Found::default(),
+        }
+        .take(DIRECTORIES);
         for directory in found.git_directories_outside {
             let is_shown = shown.iter().any(|other| place_in(other, &directory).as_ref() == Some(&directory));
-            let directory = directory.display().to_string();
+            let Some(directory) = directory.to_str().map(str::to_owned) else {
+                plan.warnings.push(format!(
+                    "git does not work in a mount: the name of its git directory `{}` is not UTF-8",
+                    directory.display()
+                ));
+                continue;
+            };
             if !is_shown {
                 let spec = MountSpec { source: directory.clone(), target: directory, read_only: mount.read_only };
                 shown.push(spec.clone());
@@ -232,12 +256,20 @@ pub(super) fn homes() -> Vec<PathBuf> {
     homes.filter(is_home).filter_map(|home| fs::canonicalize(home).ok()).filter(|home| home != Path::new("/")).collect()
 }
 
+/// The directories in which a shell on this machine looks for programs, and those that a login adds.
+pub(super) fn programs(homes: &[PathBuf]) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let of_homes = homes.iter().map(|home| home.join("bin"));
+    std::env::split_paths(&path).filter(|directory| !directory.as_os_str().is_empty()).chain(of_homes).collect()
+}
+
 /// One look through one mount.
 struct Survey<'a> {
     mount: &'a MountSpec,
     source: &'a Path,
     shown: &'a [MountSpec],
     homes: &'a [PathBuf],
+    programs: &'a [PathBuf],
     found: Found,
 }
 
@@ -256,8 +288,24 @@ impl Survey<'_> {
     fn take(mut self, directories: usize) -> Found {
         if self.source.is_dir() {
             self.walk(directories);
+            self.look_at_programs();
         }
         self.found
+    }
+
+    /// Where this machine looks for programs. What such a directory is in stays too: another could be put in its place.
+    fn look_at_programs(&mut self) {
+        for directory in self.programs {
+            // A relative one is meant wherever somebody works.
+            let Some(path) = self.within(&self.source.join(directory)) else { continue };
+            let is_read_only =
+                |path: &Path| self.found.covers.get(path).is_some_and(|with| !matches!(with, With::Itself));
+            if path.as_os_str().is_empty() || path.ancestors().any(is_read_only) {
+                continue;
+            }
+            self.pin(&path);
+            self.found.covers.insert(path, With::ReadOnly);
+        }
     }
 
     fn walk(&mut self, directories: usize) {
@@ -310,13 +358,45 @@ impl Survey<'_> {
             let may_be_made = match entry.place {
                 Place::Project => is_top && !is_git_directory,
                 Place::Home => is_home,
+                Place::HomeAlone if is_home => true,
                 Place::NoRepository if is_top && !is_repository => true,
-                Place::NoRepository | Place::GitDirectory | Place::LinkedWorktree => continue,
+                Place::HomeAlone | Place::NoRepository | Place::GitDirectory | Place::LinkedWorktree => continue,
             };
             if may_be_made || is_there(entry.name) {
                 self.cover(&directory.join(entry.name), if may_be_made { entry.absent } else { Absent::Nothing });
             }
         }
+        if is_top && !is_repository {
+            self.keep_from_being_bare();
+        }
+    }
+
+    /// Keeps the top from becoming a bare repository, also once the placeholders are gone: what it lacks of one is not made,
+    /// and what somebody has there for something else stays.
+    fn keep_from_being_bare(&mut self) {
+        let mut may_be_kept = false;
+        for path in BARE_REPOSITORY.map(Path::new) {
+            match fs::symlink_metadata(self.source.join(path)) {
+                Ok(found) if !self.looks_like_a_placeholder(path) => {
+                    let with = if found.is_symlink() { With::ReadOnly } else { With::Itself };
+                    self.found.covers.insert(path.to_owned(), with);
+                }
+                _ if may_be_kept && path == Path::new(HEAD) => {}
+                found => {
+                    self.cover(path, Absent::Ignored);
+                    if found.is_err() {
+                        return;
+                    }
+                    // Another sandbox's placeholder, or somebody's directory that looks like one.
+                    may_be_kept = true;
+                }
+            }
+        }
+    }
+
+    fn looks_like_a_placeholder(&self, directory: &Path) -> bool {
+        self.holds_nothing_but_ignores(directory)
+            && self.read(&directory.join(GITIGNORE)).is_some_and(|text| text == EVERYTHING)
     }
 
     fn look_for_a_repository(&mut self, directory: &Path) {

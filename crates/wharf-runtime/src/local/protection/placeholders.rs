@@ -9,10 +9,7 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Content, GITIGNORE, Placeholder};
-
-/// What the `.gitignore` of a directory says that ignores itself.
-const EVERYTHING: &str = "*\n";
+use super::{Content, EVERYTHING, GITIGNORE, Placeholder};
 
 impl Placeholder {
     /// Whether there is something at its place.

@@ -18,6 +18,8 @@ pub(crate) enum Place {
     Project,
     /// In a home directory of this machine; elsewhere only what is there already, for a link may lead to it.
     Home,
+    /// In a home directory of this machine alone: elsewhere many things are called so.
+    HomeAlone,
 }
 
 /// What keeps an entry from being made that is not there.
@@ -50,6 +52,11 @@ const fn entry(place: Place, name: &'static str, absent: Absent, runs: &'static 
     Entry { place, name, absent, runs }
 }
 
+/// Without any of these git takes a directory for no bare repository. The last is kept from being made only where nothing else
+/// is left: where it stands in a directory of a repository, `git log HEAD` is ambiguous.
+pub(crate) const BARE_REPOSITORY: [&str; 3] = ["objects", "refs", HEAD];
+pub(crate) const HEAD: &str = "HEAD";
+
 /// The list. Longer paths in a home stand beside the shorter ones that they need not.
 pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::GitDirectory, "config", EMPTY_CONFIG, "core.fsmonitor: every git status"),
@@ -60,10 +67,8 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::LinkedWorktree, "config.worktree", EMPTY_CONFIG, "as config"),
     entry(Place::LinkedWorktree, "gitdir", Absent::Nothing, "where git looks for the worktree"),
     entry(Place::NoRepository, ".git", Absent::Empty, "a repository with a config and hooks of its own"),
-    // A bare repository needs `HEAD` too, but where that stands in a directory of a repository, `git log HEAD` is ambiguous.
-    // Git gives up at a `commondir` that it cannot read; once the placeholders are gone, there are no objects.
+    // Git gives up at a `commondir` that it cannot read, while it is there.
     entry(Place::NoRepository, "commondir", Absent::Ignored, "a bare repository with a config and hooks of its own"),
-    entry(Place::NoRepository, "objects", Absent::Ignored, "a bare repository with a config and hooks of its own"),
     entry(Place::Project, ".husky", Absent::Ignored, "git commit, by core.hooksPath"),
     entry(Place::Project, ".githooks", Absent::Nothing, "git commit, by core.hooksPath"),
     entry(Place::Project, ".pre-commit-config.yaml", Absent::Nothing, "git commit, by the hook of pre-commit"),
@@ -99,6 +104,7 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::Project, ".gemini", Absent::Ignored, "starting gemini: MCP servers and tools"),
     entry(Place::Project, ".opencode", Absent::Ignored, "starting opencode: plugins"),
     entry(Place::Project, "opencode.json", Absent::Ignored, "starting opencode: MCP servers"),
+    entry(Place::Project, "opencode.jsonc", Absent::Ignored, "starting opencode: MCP servers"),
     entry(Place::Home, ".bashrc", Absent::Ignored, "a shell"),
     entry(Place::Home, ".bash_profile", Absent::Ignored, "a login"),
     entry(Place::Home, ".bash_login", Absent::Ignored, "a login"),
@@ -130,7 +136,7 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::Home, ".config", Absent::Ignored, "a login: autostart, systemd; git, fish, nvim, direnv and others"),
     entry(Place::Home, ".local", Absent::Nothing, "programs in .local/bin come before the system's"),
     entry(Place::Home, ".cargo", Absent::Nothing, "programs in .cargo/bin; config.toml: rustc-wrapper"),
-    entry(Place::Home, "bin", Absent::Nothing, "programs that come before the system's"),
+    entry(Place::HomeAlone, "bin", Absent::Nothing, "programs that come before the system's"),
 ];
 
 /// The keys of a repository's config whose values are programs, or files of more keys.

@@ -1,4 +1,7 @@
-use std::{os::unix::fs::symlink, process::Command};
+use std::{
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    process::Command,
+};
 
 use super::{table::Entry, *};
 
@@ -43,7 +46,7 @@ impl Host {
 
     fn plan(&self, directory: &str, unprotected: &[&str]) -> Mounts {
         let unprotected: Vec<String> = unprotected.iter().map(|path| (*path).to_owned()).collect();
-        plan_mounts(&[self.mount(directory)], &unprotected, &[])
+        plan_mounts(&[self.mount(directory)], &unprotected, &[], &[])
     }
 }
 
@@ -80,6 +83,47 @@ fn a_directory_that_is_no_repository_cannot_become_one() {
     for name in [".git", "commondir", "objects"] {
         assert_eq!(with(&plan, name), Some(&With::ReadOnly), "{name}");
     }
+}
+
+#[test]
+fn a_directory_with_some_of_a_bare_repository_cannot_become_one_and_what_is_in_it_can_be_written() {
+    let host = Host::new();
+    let held = |plan: &Mounts| -> Vec<PathBuf> {
+        let held = plan.placeholders.iter().map(|placeholder| placeholder.path.clone());
+        held.filter(|path| BARE_REPOSITORY.iter().any(|name| path == Path::new(name))).collect()
+    };
+    fs::create_dir(host.path().join("objects")).unwrap();
+    let plan = host.plan("", &[]);
+    assert_eq!(with(&plan, "objects"), Some(&With::Itself));
+    assert_eq!(with(&plan, "refs"), Some(&With::ReadOnly));
+    assert_eq!(held(&plan), [Path::new("refs")]);
+    // A second sandbox finds the placeholder of the first.
+    set_placeholders(&plan.placeholders).unwrap();
+    assert_eq!(held(&host.plan("", &[])), [Path::new("refs")]);
+    fs::write(host.path().join("refs/file"), "").unwrap();
+    assert_eq!(held(&host.plan("", &[])), [Path::new("HEAD")]);
+    symlink("nowhere", host.path().join("HEAD")).unwrap();
+    fs::remove_dir_all(host.path().join("objects")).unwrap();
+    fs::write(host.path().join("objects"), "").unwrap();
+    let plan = host.plan("", &[]);
+    assert_eq!(held(&plan), [] as [&Path; 0]);
+    assert_eq!(with(&plan, "HEAD"), Some(&With::ReadOnly));
+    assert_eq!(with(&plan, "objects"), Some(&With::Itself));
+}
+
+#[test]
+fn what_is_protected_may_have_any_name() {
+    let host = Host::new();
+    let name = OsStr::from_bytes(b"caf\xe9");
+    fs::create_dir_all(host.path().join(name).join(".vscode")).unwrap();
+    let plan = host.plan("", &[]);
+    let path = Path::new(name).join(".vscode");
+    assert!(plan.planned[0].covers.iter().any(|cover| cover.path == path));
+    let planned = serde_json::to_string(&plan.planned).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<PlannedMount>>(&planned).unwrap(), plan.planned);
+    let placeholder = Placeholder { source: host.path().join(name), path, content: Content::EmptyDirectory };
+    let kept = serde_json::to_string(&placeholder).unwrap();
+    assert_eq!(serde_json::from_str::<Placeholder>(&kept).unwrap(), placeholder);
 }
 
 #[test]
@@ -121,8 +165,14 @@ fn repositories_are_found_among_many_directories_or_that_is_warned_of() {
     assert_eq!(with(&plan, "vendor/a/lib/.git/config"), Some(&With::ReadOnly));
     assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     let mount = host.mount("");
-    let survey =
-        Survey { mount: &mount, source: Path::new(&mount.source), shown: &[], homes: &[], found: Found::default() };
+    let survey = Survey {
+        mount: &mount,
+        source: Path::new(&mount.source),
+        shown: &[],
+        homes: &[],
+        programs: &[],
+        found: Found::default(),
+    };
     let found = survey.take(5000);
     assert!(found.warnings.iter().any(|warning| warning.contains("more than 5000")), "{:?}", found.warnings);
 }
@@ -134,13 +184,41 @@ fn start_up_files_are_covered_where_they_are_or_would_run() {
     fs::create_dir(host.path().join("dotfiles")).unwrap();
     fs::write(host.path().join("dotfiles/.bashrc"), "").unwrap();
     let homes = [host.path().join("home/ann")];
-    let plan = plan_mounts(&[host.mount("")], &[], &homes);
+    let plan = plan_mounts(&[host.mount("")], &[], &homes, &[]);
     for entry in in_place(Place::Home).filter(|entry| entry.absent != Absent::Nothing) {
         let name = entry.name;
         assert_eq!(with(&plan, &format!("home/ann/{name}")), Some(&With::ReadOnly), "{name}");
         let there = (name == ".bashrc").then_some(&With::ReadOnly);
         assert_eq!(with(&plan, &format!("dotfiles/{name}")), there, "{name}");
     }
+}
+
+#[test]
+fn where_programs_are_looked_for_is_read_only_and_stays_and_other_directories_of_that_name_are_not() {
+    let host = Host::new();
+    for name in ["home/bin", "work/.venv/bin", "work/vendor/bin", "work/bin", "dotfiles/bin"] {
+        fs::create_dir_all(host.path().join(name)).unwrap();
+    }
+    host.repository("work/.venv/src");
+    let homes = [host.path().join("home")];
+    let programs = [host.path().join("work/.venv/bin"), host.path().join("nowhere"), "bin".into(), "/usr/bin".into()];
+    let plan = plan_mounts(&[host.mount("")], &[], &homes, &programs);
+    for (path, expected) in [
+        ("home/bin", Some(&With::ReadOnly)),
+        ("work", Some(&With::Itself)),
+        ("work/.venv", Some(&With::Itself)),
+        ("work/.venv/bin", Some(&With::ReadOnly)),
+        ("work/.venv/src/.git/config", Some(&With::ReadOnly)),
+        ("work/bin", None),
+        ("work/vendor/bin", None),
+    ] {
+        assert_eq!(with(&plan, path), expected, "{path}");
+    }
+    // Where somebody works in it, a relative one is there, and a home's may be a link.
+    symlink(host.path().join("dotfiles/bin"), homes[0].join("link")).unwrap();
+    let programs = ["bin".into(), homes[0].join("link")];
+    assert_eq!(with(&plan_mounts(&[host.mount("work")], &[], &[], &programs), "bin"), Some(&With::ReadOnly));
+    assert_eq!(with(&plan_mounts(&[host.mount("dotfiles")], &[], &[], &programs), "bin"), Some(&With::ReadOnly));
 }
 
 #[test]
@@ -262,7 +340,7 @@ fn a_repository_that_borrows_objects_says_what_to_mount() {
     let warnings = host.plan("borrower", &[]).warnings;
     assert!(warnings.len() == 1 && warnings[0].contains(&format!("--mount {objects}:{objects}:ro")), "{warnings:?}");
     let lender = MountSpec { source: objects.clone(), target: objects, read_only: true };
-    assert_eq!(plan_mounts(&[host.mount("borrower"), lender], &[], &[]).warnings, [] as [&str; 0]);
+    assert_eq!(plan_mounts(&[host.mount("borrower"), lender], &[], &[], &[]).warnings, [] as [&str; 0]);
 }
 
 #[test]
@@ -277,7 +355,7 @@ fn what_is_unprotected_has_no_cover_and_no_placeholder() {
     assert_eq!((&all.planned[0].covers, &all.placeholders), (&vec![], &vec![]));
     let mut read_only = host.mount("");
     read_only.read_only = true;
-    let plan = plan_mounts(&[read_only], &[], &[]);
+    let plan = plan_mounts(&[read_only], &[], &[], &[]);
     assert_eq!((&plan.planned[0].covers, &plan.placeholders), (&vec![], &vec![]));
 }
 
