@@ -469,6 +469,11 @@ fn a_read_only_system_is_told_of_and_a_writable_one_that_cannot_be_is_refused() 
     let output = user.run(&["run", "--system", "writable", "--", "true"]);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(125) && told.contains("does not allow `writable system`"), "{told}");
+    let (about, touched) = note(&user, &["--isolation", "best-effort", "--system", "writable"]);
+    let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+    let missing: Vec<_> =
+        about["walls"].as_array().unwrap().iter().filter(|wall| wall.get("missing").is_some()).collect();
+    assert!(!touched && missing.len() == 1 && missing[0]["part"] == "writable system", "{about}");
 }
 
 #[test]

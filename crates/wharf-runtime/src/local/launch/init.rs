@@ -46,6 +46,9 @@ pub(super) struct Files<'a> {
     pub(super) report: &'a OwnedFd,
 }
 
+/// The part that is missing where the system shall be writable and cannot be.
+const WRITABLE_SYSTEM: &str = "writable system";
+
 /// Builds the rest around this process and executes sandboxd; returns only on failure.
 pub(super) fn become_sandboxd(
     plan: &Plan,
@@ -74,7 +77,12 @@ pub(super) fn become_sandboxd(
         let system = build_root(plan, &ids, own)?;
         counted.extend(plan.workspace.is_some().then(|| plan.working_dir.clone()));
         let note = match system {
-            System::ReadOnly { reason } => format!("the system is read-only ({reason})"),
+            System::ReadOnly { reason } => {
+                if plan.system == Some(SystemAccess::Writable) {
+                    walls.missing(WRITABLE_SYSTEM, io::Error::other(reason.clone()))?;
+                }
+                format!("the system is read-only ({reason})")
+            }
             System::Writable { but } => {
                 is_writable = true;
                 counted.push(Path::new("/").join(HOUSE).join(DISK));
@@ -223,7 +231,7 @@ fn miss_what_needs_a_root(plan: &Plan, walls: &mut Walls) -> Result<(), Failure>
     }
     let of_a_root = [
         ("size of /dev/shm", plan.bounds.shm_bytes.is_some()),
-        ("writable system", plan.system == Some(SystemAccess::Writable)),
+        (WRITABLE_SYSTEM, plan.system == Some(SystemAccess::Writable)),
     ];
     for (part, _) in of_a_root.into_iter().filter(|(_, is_asked_for)| *is_asked_for) {
         walls.missing(part, io::Error::other("needs a private root"))?;

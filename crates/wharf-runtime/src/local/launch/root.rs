@@ -32,7 +32,7 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<System, Fa
     tmpfs(&root, ids, 0o755, 16 << 20, 4096).part(part)?;
     rustix::process::chdir(&root).part(part)?;
     let system = Below::new(&root, Owner { uid: ids.root, gid: ids.root }).part(part)?;
-    let shown = build_system(plan, ids, &system).part("writable system")?;
+    let shown = build_system(plan, ids, &system).part("system")?;
     let is_writable = matches!(shown, System::Writable { .. });
     build_private(&root, plan, ids, !is_writable).part(part)?;
     for name in ["tmp", "lib", "log", "cache"] {
