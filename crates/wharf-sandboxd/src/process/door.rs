@@ -2,7 +2,7 @@
 //!
 //! | what | a child has |
 //! |---|---|
-//! | descriptors | 0, 1, 2, and those that its [`Spawn`](super::spawn::Spawn) names |
+//! | descriptors | 0, 1, 2, its user's own, and those that its [`Spawn`](super::spawn::Spawn) names |
 //! | signals | all as the system has them, none ignored or blocked |
 //! | session, terminal | a session of its own, on the terminal that its `Spawn` names, or on none |
 //! | directory, environment | those of its `Spawn`, and `LANG` |
@@ -122,6 +122,7 @@ pub(super) fn prepare(command: &mut std::process::Command, passing: Passing<'_>)
         // may is told in `mark`.
         let _ = keeper.watch_this_process();
         if let Some(ids) = &identity {
+            give_streams(ids.uid);
             rustix::thread::set_thread_groups(&ids.groups)?;
             rustix::thread::set_thread_res_gid(ids.gid, ids.gid, ids.gid)?;
             rustix::thread::set_thread_res_uid(ids.uid, ids.uid, ids.uid)?;
@@ -130,6 +131,18 @@ pub(super) fn prepare(command: &mut std::process::Command, passing: Passing<'_>)
     };
     // SAFETY: only system calls are made, on values made ready before the fork; nothing allocates or takes a lock.
     unsafe { command.pre_exec(go_through) };
+}
+
+/// Lets the user open `/dev/stdin` and the like again: pipes and a terminal belong to whom made them, and `/dev/null` to all.
+fn give_streams(uid: rustix::process::Uid) {
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let is_pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|found| rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Fifo);
+        if is_pipe || rustix::termios::isatty(stream) {
+            // Without it the program still has what it needs.
+            let _ = rustix::fs::fchown(stream, Some(uid), None);
+        }
+    }
 }
 
 /// No signal is ignored or blocked. The kernel's own call is made: libc keeps two of the signals to itself.

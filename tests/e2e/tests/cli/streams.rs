@@ -56,6 +56,23 @@ fn numbers(last: u32) -> String {
 }
 
 #[test]
+fn another_user_can_open_the_standard_streams_again() {
+    let wharf = with_box();
+    let script = "cat /dev/stdin && echo two >/dev/stdout && echo three >/dev/stderr";
+    let mut command = wharf.command(&["exec", "-i", "-u", "nobody", "box", "--", "sh", "-c", script]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"one\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert_eq!(texts, ["one\ntwo\n", "three\n"]);
+    let (_master, slave) = terminal();
+    let mut command = wharf.command(&["exec", "-it", "-u", "nobody", "box", "--", "sh", "-c", "true <>$(tty)"]);
+    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+    let status = command.status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn a_slow_reader_gets_every_byte() {
     let wharf = with_box();
     for command in [&["exec", "box", "--", "seq", "6000000"][..], &["run", "--", "seq", "6000000"]] {
@@ -219,18 +236,24 @@ struct Terminal {
     shell: Child,
 }
 
+/// Both ends of a new terminal.
+fn terminal() -> (File, File) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ptsname(&master, Vec::new()).unwrap();
+    let slave = File::options().read(true).write(true).open(slave.to_str().unwrap()).unwrap();
+    (master.into(), slave)
+}
+
 impl Terminal {
     fn open(wharf: &Wharf) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let slave = ptsname(&master, Vec::new()).unwrap();
-        let slave = File::options().read(true).write(true).open(slave.to_str().unwrap()).unwrap();
+        let (master, slave) = terminal();
         let wharf = wharf.command(&["shell", "box"]);
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait"]).arg(wharf.get_program()).args(wharf.get_args());
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
-        Self { master: Some(master.into()), shell: command.spawn().unwrap() }
+        Self { master: Some(master), shell: command.spawn().unwrap() }
     }
 
     fn type_line(&mut self, line: &str) {
