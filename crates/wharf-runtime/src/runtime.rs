@@ -32,7 +32,7 @@ pub enum RuntimeError {
     #[error(transparent)]
     Name(#[from] IdError),
     #[error(
-        "`image` is not valid: a local sandbox has this machine's files; images are for `--runtime kubernetes` (it was `{0}`)"
+        "`--image` is not valid: a local sandbox has this machine's files; images are for `--runtime kubernetes` (it was `{0}`)"
     )]
     Image(String),
     #[error("sandbox `{0}` is suspended or has just ended")]

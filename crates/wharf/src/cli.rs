@@ -308,7 +308,7 @@ pub(crate) struct Run {
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) argv: Vec<String>,
 }
 
@@ -383,7 +383,7 @@ pub(crate) struct Exec {
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub(crate) timeout: Option<std::time::Duration>,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) argv: Vec<String>,
 }
 

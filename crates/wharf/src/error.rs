@@ -84,8 +84,57 @@ fn told(error: &anyhow::Error) -> String {
         Some(RuntimeError::Kubernetes(error)) => matches!(**error, KubernetesError::Spec(_)),
         _ => error.is::<SettingsError>(),
     };
-    let text = format!("{error:#}");
+    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    // An error that wraps another of the same words.
+    causes.dedup();
+    let text = as_typed(causes.join(": "), &refused_fields(error));
     if is_list(error) { printable_lines(&text) } else { printable(&text) }
+}
+
+/// The fields that a refusal names, as the API calls them.
+fn refused_fields(error: &anyhow::Error) -> Vec<&str> {
+    match error.downcast_ref::<RuntimeError>() {
+        Some(RuntimeError::Local(LocalError::Spec { field, .. })) => return vec![field],
+        Some(RuntimeError::Kubernetes(error)) => {
+            let KubernetesError::Spec(settings) = error.as_ref() else { return Vec::new() };
+            return settings.problems.iter().map(|problem| problem.field.as_str()).collect();
+        }
+        _ => {}
+    }
+    let problem = error.downcast_ref().and_then(ClientError::problem);
+    problem.and_then(|problem| problem.field.as_deref()).into_iter().collect()
+}
+
+/// A text about fields, with the flags that fill them in.
+fn as_typed(text: String, fields: &[&str]) -> String {
+    fields.iter().fold(text, |text, field| match typed(field) {
+        Some(flag) => text.replacen(&format!("`{field}`"), &format!("`{flag}`"), 1),
+        None => text,
+    })
+}
+
+/// What a field of a sandbox or of a command is called on the command line.
+fn typed(field: &str) -> Option<&'static str> {
+    Some(match field.split_once('.').map_or(field, |(whole, _)| whole) {
+        "argv" => "CMD",
+        "cpu_millis" => "--cpus",
+        "deadline_seconds" => "--deadline",
+        "devices" => "--device",
+        "disk_bytes" => "--disk",
+        "environment" => "--env",
+        "image" => "--image",
+        "isolation" => "--isolation",
+        "memory_bytes" => "--memory",
+        "mounts" => "--mount",
+        "network" => "--network",
+        "processes" => "--processes",
+        "shm_bytes" => "--shm-size",
+        "system" => "--system",
+        "unprotect" => "--unprotect",
+        "user" => "--user",
+        "working_dir" => "--workdir",
+        _ => return None,
+    })
 }
 
 /// Tells that help could not be printed; gives the exit code.
@@ -246,6 +295,17 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_field_is_called_as_it_was_typed() {
+        let spec = |field| RuntimeError::from(LocalError::Spec { field, value: "1".to_owned(), reason: "no".into() });
+        assert_eq!(told(&spec("memory_bytes").into()), "`--memory` is not valid: no (it was `1`)");
+        assert_eq!(told(&spec("mounts.target").into()), "`--mount` is not valid: no (it was `1`)");
+        assert_eq!(told(&spec("state directory").into()), "`state directory` is not valid: no (it was `1`)");
+        let problem = wharf_protocol::Problem::invalid("working_dir", "/x", "there is none");
+        let refused = ClientError::Refused(Box::new(problem));
+        assert_eq!(told(&refused.into()), "there is none (`--workdir` was `/x`)");
+    }
 
     #[test]
     fn a_name_in_an_error_makes_no_line_of_its_own_and_commands_no_terminal() {

@@ -54,21 +54,26 @@ pub(crate) fn cpus(text: &str) -> Result<u32, String> {
 
 /// `SOURCE[:TARGET[:ro|rw]]`, or `src=SOURCE[,dst=TARGET][,ro]` for paths with colons; a relative source is taken from the
 /// current directory.
-pub(crate) fn mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
+pub(crate) fn mount(text: &str, workdir: &str) -> Result<MountSpec, String> {
     let is_long = ["src=", "source=", "dst=", "target=", "type="].iter().any(|key| text.starts_with(key));
     if is_long && !std::path::Path::new(text).exists() {
-        return long_mount(text, default_target);
+        return long_mount(text, workdir);
     }
     let (text_without_mode, read_only) = match text.strip_suffix(":ro") {
         Some(rest) => (rest, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
-    let (source, target) = text_without_mode.split_once(':').unwrap_or((text_without_mode, default_target));
-    mount_of(text, source, target, read_only)
+    let (source, target) = text_without_mode.split_once(':').unwrap_or((text_without_mode, workdir));
+    if let Some((_, mode)) = target.split_once(':') {
+        return Err(format!(
+            "--mount `{text}`: `{mode}` is neither ro nor rw; with colons in a path: `src=SOURCE,dst=TARGET,ro`"
+        ));
+    }
+    mount_of(text, source, target, workdir, read_only)
 }
 
-fn long_mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
-    let (mut source, mut target, mut read_only) = (None, default_target, false);
+fn long_mount(text: &str, workdir: &str) -> Result<MountSpec, String> {
+    let (mut source, mut target, mut read_only) = (None, workdir, false);
     for option in text.split(',') {
         match option.split_once('=').unwrap_or((option, "")) {
             ("src" | "source", value) => source = Some(value),
@@ -79,13 +84,16 @@ fn long_mount(text: &str, default_target: &str) -> Result<MountSpec, String> {
         }
     }
     let source = source.ok_or_else(|| format!("--mount `{text}`: src= is missing"))?;
-    mount_of(text, source, target, read_only)
+    mount_of(text, source, target, workdir, read_only)
 }
 
-fn mount_of(text: &str, source: &str, target: &str, read_only: bool) -> Result<MountSpec, String> {
+fn mount_of(text: &str, source: &str, target: &str, workdir: &str, read_only: bool) -> Result<MountSpec, String> {
     let absolute = std::fs::canonicalize(source).map_err(|error| format!("--mount `{text}`: `{source}`: {error}"))?;
     if !target.starts_with('/') {
         return Err(format!("--mount `{text}`: the target `{target}` must be absolute"));
+    }
+    if target == workdir && !absolute.is_dir() {
+        return Err(format!("--mount `{text}`: `{source}` is no directory; `{source}:TARGET` shows it elsewhere"));
     }
     Ok(MountSpec { source: absolute.display().to_string(), target: target.to_owned(), read_only })
 }
@@ -156,7 +164,10 @@ mod tests {
         for wrong in ["src=/usr,dst=rel", "dst=/data", "src=/usr,nosuid", "src=/usr,type=volume", "src=/nonexistent"] {
             assert!(mount(wrong, "/work").is_err(), "{wrong}");
         }
-        assert!(mount("/usr:rel", "/work").is_err());
+        for wrong in ["/usr:rel", "/usr:/data:RO", "/usr:/data:z", "/usr:/data:ro,z", "/dev/null", "src=/dev/null"] {
+            assert!(mount(wrong, "/work").is_err(), "{wrong}");
+        }
+        assert!(mount("/dev/null:/file", "/work").is_ok());
     }
 
     #[test]

@@ -906,13 +906,15 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
     }
     for mount in &spec.mounts {
         absolute("mounts.target", &mount.target)?;
-        if !Path::new(&mount.source).is_absolute() || !Path::new(&mount.source).exists() {
-            let reason = "it must be an absolute path that exists";
-            return Err(LocalError::Spec {
-                field: "mounts.source",
-                value: mount.source.clone(),
-                reason: reason.into(),
-            });
+        let source = Path::new(&mount.source);
+        let reason = match fs::metadata(source) {
+            Ok(_) if source.is_absolute() => None,
+            Ok(_) => Some("it must be an absolute path".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = reason {
+            let (field, value) = ("mounts.source", mount.source.clone());
+            return Err(LocalError::Spec { field, value, reason: reason.into() });
         }
         if ["/", "/proc", "/dev", "/.wharf", "/usr", "/etc"]
             .iter()
@@ -949,8 +951,8 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         ("disk_bytes", spec.disk_bytes, 1 << 20),
     ] {
         if let Some(value) = value.filter(|value| *value < least) {
-            let reason = "it is too little for sandboxd itself";
-            return Err(LocalError::Spec { field, value: value.to_string(), reason: reason.into() });
+            let reason = format!("sandboxd itself needs {least}").into();
+            return Err(LocalError::Spec { field, value: value.to_string(), reason });
         }
     }
     Ok(())

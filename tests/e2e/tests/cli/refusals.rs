@@ -45,27 +45,52 @@ fn a_limit_that_needs_control_groups_is_refused_or_warned_of_without_them() {
 }
 
 #[test]
+fn what_is_no_option_is_not_taken_for_the_program_and_fields_are_called_as_they_were_typed() {
+    let wharf = Wharf::new();
+    let directory = tempfile::tempdir().unwrap();
+    let mount = |rest: &str| format!("{}{rest}", directory.path().display());
+    let (capitals, file) = (mount(":/src:RO"), mount("/file"));
+    std::fs::write(&file, "").unwrap();
+    for (wrong, named) in [
+        (&["run", "--rm", "-it", "--", "true"][..], "'--rm'"),
+        (&["exec", "box", "--privileged", "--", "true"], "'--privileged'"),
+        (&["run", "--memory", "1", "--", "true"], "`--memory` is not valid: sandboxd itself needs 16777216"),
+        (&["run", "--workdir", "x", "--", "true"], "`--workdir` is not valid"),
+        (&["run", "--mount", &capitals, "--", "true"], "`RO` is neither ro nor rw"),
+        (&["run", "--mount", &file, "--", "true"], "is no directory"),
+    ] {
+        let output = wharf.run(wrong);
+        let said = told(&output);
+        assert!(output.status.code() == Some(2) && said.contains(named), "{wrong:?}: {said}");
+    }
+    wharf.check(&["run", "echo", "-n", "--rm"], 0, "--rm");
+    let said = told(&wharf.run(&["run", "--", "no-such-program"]));
+    assert!(said.contains("there is no such program in this sandbox (`CMD` was `no-such-program`)"), "{said}");
+}
+
+#[test]
 fn without_isolation_what_cannot_be_had_is_refused() {
     let wharf = Wharf::new();
     let directory = tempfile::tempdir().unwrap();
     let at = |rest: &str| format!("{}{rest}", directory.path().display());
     let (elsewhere, read_only, here) = (at(":/zzz"), at(":ro"), at(""));
     let bare = ["run", "--isolation", "none"];
-    for (wrong, field) in [
-        (&["--network", "none"][..], "network"),
-        (&["--mount", &elsewhere], "mounts.target"),
-        (&["--mount", &read_only], "mounts.read_only"),
-        (&["--device", "/dev/null"], "devices"),
-        (&["--shm-size", "8M"], "shm_bytes"),
-        (&["--system", "read-only"], "system"),
-        (&["--unprotect", "all"], "unprotect"),
-        (&["--mount", &here, "--disk", "5M"], "disk_bytes"),
-        (&["--user", "nobody"], "user"),
+    for wrong in [
+        &["--network", "none"][..],
+        &["--mount", &elsewhere],
+        &["--mount", &read_only],
+        &["--device", "/dev/null"],
+        &["--shm-size", "8M"],
+        &["--system", "read-only"],
+        &["--unprotect", "all"],
+        &["--disk", "5M", "--mount", &here],
+        &["--user", "nobody"],
     ] {
+        let flag = wrong[0];
         let output = wharf.run(&[&bare, wrong, &["--", "true"]].concat());
         let said = told(&output);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
-        assert!(said.contains(&format!("`{field}` is not valid: without isolation")), "{wrong:?}: {said}");
+        assert!(said.contains(&format!("`{flag}` is not valid: without isolation")), "{wrong:?}: {said}");
     }
     // What is mounted at the working directory is where work begins.
     wharf.check(&[&bare, &["--mount", &here, "--", "pwd"][..]].concat(), 0, &format!("{here}\n"));

@@ -564,7 +564,7 @@ fn shared_memory_has_a_size_of_its_own_if_asked_for() {
         assert!(said.contains("8388608\ntmp\n"), "{output:?}");
         let output = wharf.run(&["run", "--memory", "256M", "--shm-size", "200M", "--", "true"]);
         let told = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && told.contains("`shm_bytes` is not valid"), "{told}");
+        assert!(!output.status.success() && told.contains("`--shm-size` is not valid"), "{told}");
     }
 }
 
