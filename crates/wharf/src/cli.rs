@@ -217,7 +217,7 @@ pub(crate) struct Shape {
     #[arg(long, value_enum, default_value_t = IsolationArg::Full)]
     pub(crate) isolation: IsolationArg,
     /// Whether the system (/usr, /etc, /opt, /srv, /var) can be changed, for this sandbox alone and kept until it is removed [default:
-    /// writable for root, read-only where the kernel does not let it].
+    /// writable where that is possible, else read-only; `wharf inspect` says which].
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) system: Option<SystemArg>,
     /// A device of this machine, such as /dev/fuse or /dev/nvidia0; may be given several times.

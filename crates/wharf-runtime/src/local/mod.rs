@@ -61,7 +61,7 @@ pub use self::{
 use self::{
     launcher::Launcher,
     lock::Lock,
-    plan::{Launched, Order, Plan},
+    plan::{Launched, MOUNT_AT, Order, Plan},
     process::{Running, Unkillable},
     protection::{
         Mounts, PROTECTED_PATHS, Placeholder, hide, is_state, plan_mounts, remove_placeholders, set_placeholders,
@@ -423,6 +423,7 @@ impl LocalRuntime {
             system: spec.system,
             devices: spec.devices.iter().map(PathBuf::from).collect(),
             isolation: spec.isolation,
+            stood: record.walls.iter().filter(|wall| wall.missing.is_none()).map(|wall| wall.part.clone()).collect(),
             network: spec.network,
             bounds: record.bounds,
             cgroup: self.cgroup(&record.name),
@@ -468,8 +469,10 @@ impl LocalRuntime {
             Launched::Failed { part, reason } => {
                 let reason = record.explained(&reason);
                 Err(match record.spec.isolation {
-                    Isolation::Full => LocalError::Wall { part, reason },
-                    Isolation::BestEffort | Isolation::None => LocalError::Start { part, reason },
+                    Isolation::Full if !part.starts_with(MOUNT_AT) && part != "sandboxd" => {
+                        LocalError::Wall { part, reason }
+                    }
+                    Isolation::Full | Isolation::BestEffort | Isolation::None => LocalError::Start { part, reason },
                 })
             }
             Launched::Forked { .. } | Launched::Done => Err(failed(io::Error::other("it goes on without a word"))),
@@ -904,8 +907,12 @@ fn check(spec: &SandboxSpec) -> Result<(), LocalError> {
         let reason = format!("without isolation {reason}").into();
         return Err(LocalError::Spec { field, value, reason });
     }
-    for mount in &spec.mounts {
+    for (at, mount) in spec.mounts.iter().enumerate() {
         absolute("mounts.target", &mount.target)?;
+        if spec.mounts[..at].iter().any(|other| Path::new(&other.target) == Path::new(&mount.target)) {
+            let reason = "another mount is there".into();
+            return Err(LocalError::Spec { field: "mounts.target", value: mount.target.clone(), reason });
+        }
         let source = Path::new(&mount.source);
         let reason = match fs::metadata(source) {
             Ok(_) if source.is_absolute() => None,

@@ -35,6 +35,9 @@ pub(super) struct BasePlan {
     pub(super) subordinate: Subordinate,
 }
 
+/// How a part of a launch begins that is about what is in the mounts, and not about the machine; the target follows.
+pub(super) const MOUNT_AT: &str = "mount at ";
+
 /// The whole of one launch.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Plan {
@@ -60,6 +63,8 @@ pub(super) struct Plan {
     pub(super) system: Option<SystemAccess>,
     pub(super) devices: Vec<PathBuf>,
     pub(super) isolation: Isolation,
+    /// The walls that stood when the sandbox was started before: it is not started with fewer, for what is inside may be why.
+    pub(super) stood: Vec<String>,
     pub(super) network: NetworkMode,
     pub(super) bounds: Bounds,
     pub(super) cgroup: String,

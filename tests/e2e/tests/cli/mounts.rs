@@ -334,6 +334,41 @@ fn a_directory_of_programs_can_be_written_unless_this_machine_looks_for_them_the
 }
 
 #[test]
+fn a_mount_within_another_is_seen_in_whatever_order_they_are_given() {
+    let owner = Owner::root();
+    owner.host("mkdir -p work/sub other && touch other/file");
+    let (work, other) = (owner.work(), format!("{}:/workspace/sub", owner.path("other").display()));
+    for mounts in [["--mount", &work, "--mount", &other], ["--mount", &other, "--mount", &work]] {
+        owner.wharf.check(&[&["run"], &mounts[..], &["--", "ls", "sub/file"]].concat(), 0, "sub/file\n");
+    }
+    let output = owner.wharf.run(&["run", "--mount", &work, "--mount", "/:/workspace", "--", "true"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && error.contains("another mount is there"), "{error}");
+}
+
+#[test]
+fn what_is_made_inside_takes_no_wall_from_a_later_start() {
+    for owner in Owner::both() {
+        owner.host("mkdir -p work/x/sub other");
+        let other = format!("{}:/workspace/x/sub", owner.path("other").display());
+        let (work, mounted) = (owner.work(), ["--isolation", "best-effort", "--mount", &other, "--mount"]);
+        owner.wharf.check(&[&["create", "box"], &mounted[..], &[&work]].concat(), 0, "box\n");
+        let script = "mv x y && ln -s /nowhere x";
+        owner.wharf.check(&["exec", "box", "--", "sh", "-c", script], 0, "");
+        owner.wharf.check(&["suspend", "box"], 0, "box\n");
+        let again = [&["run"], &mounted[..], &[&work, "--", "true"]].concat();
+        for refused in [&["resume", "box"][..], &again] {
+            let output = owner.wharf.run(refused);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(125), "{refused:?}: {said}");
+            assert!(said.contains("`mount at /workspace/x/sub`: a link in the way leads nowhere"), "{said}");
+        }
+        owner.host("rm work/x && mv work/y work/x");
+        owner.wharf.check(&["resume", "box"], 0, "box\n");
+    }
+}
+
+#[test]
 fn what_is_made_inside_under_any_name_keeps_no_sandbox_from_starting() {
     let owner = Owner::root();
     owner.wharf.check(&["create", "box", "--mount", &owner.work()], 0, "box\n");

@@ -115,6 +115,38 @@ fn without_a_private_root_what_needs_one_is_named() {
 }
 
 #[test]
+fn a_sandbox_that_had_a_wall_is_not_started_without_it() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box", "--isolation", "best-effort"], 0, "box\n");
+    wharf.check(&["suspend", "box"], 0, "box\n");
+    let without_pid_namespaces = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c"]);
+        command.args(["echo 0 > /proc/sys/user/max_pid_namespaces && exec \"$@\"", "sh"]);
+        let called = wharf.command(arguments);
+        command.arg(called.get_program()).args(called.get_args()).output().unwrap()
+    };
+    let output = without_pid_namespaces(&["run", "--isolation", "best-effort", "--", "true"]);
+    assert!(output.status.success() && told(&output).contains("no PID namespace"), "{output:?}");
+    let output = without_pid_namespaces(&["resume", "box"]);
+    assert!(output.status.code() == Some(125) && told(&output).contains("could not start"), "{output:?}");
+    wharf.check(&["resume", "box"], 0, "box\n");
+}
+
+#[test]
+fn a_sandbox_without_its_system_starts_again_or_says_what_is_missing() {
+    let wharf = Wharf::new();
+    wharf.check(&["create", "box"], 0, "box\n");
+    wharf.run(&["exec", "box", "--", "rm", "-rf", "/usr"]);
+    wharf.check(&["suspend", "box"], 0, "box\n");
+    let output = wharf.run(&["resume", "box"]);
+    // A sandboxd that is not static needs the system's loader.
+    let said = told(&output);
+    assert!(output.status.success() || said.contains("`sandboxd`: No such file or directory"), "{said}");
+    assert!(!said.contains("hint: `--isolation"), "{said}");
+}
+
+#[test]
 fn flags_of_a_cluster_are_wrong_usage_without_one() {
     let wharf = Wharf::new();
     for wrong in [&["run", "--start-timeout", "1ms", "--", "true"][..], &["--context", "x", "ls"], &["ls", "-n", "x"]] {

@@ -55,7 +55,7 @@ impl Below {
             so_far.push(name);
             found = match self.find(&so_far) {
                 Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&found, name, Mode::from_raw_mode(0o755)).map_err(dangling)?;
+                    rustix::fs::mkdirat(&found, name, Mode::from_raw_mode(0o755)).map_err(not_made)?;
                     self.give(&found, name)?;
                     self.find(&so_far)?
                 }
@@ -93,7 +93,7 @@ impl Below {
         let (parent, name) = inside.parent().zip(inside.file_name()).ok_or(Errno::INVAL)?;
         let parent = self.directory(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map_err(dangling)?;
+        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map_err(not_made)?;
         self.give(&parent, name)?;
         Ok(self.find(inside)?)
     }
@@ -108,9 +108,11 @@ impl Below {
 }
 
 /// What cannot be made although it is not there.
-fn dangling(error: Errno) -> io::Error {
+fn not_made(error: Errno) -> io::Error {
     match error {
         Errno::EXIST => io::Error::other("a link in the way leads nowhere"),
+        // In another mount, whose files have other owners inside, or which is read-only.
+        Errno::OVERFLOW | Errno::ROFS => io::Error::other("it is not there, and has to be made on this machine first"),
         error => error.into(),
     }
 }

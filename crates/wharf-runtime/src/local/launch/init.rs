@@ -26,7 +26,7 @@ use super::{
 };
 use crate::local::{
     confine,
-    plan::{Launched, Plan},
+    plan::{Launched, MOUNT_AT, Plan},
     protection::{PROTECTED_PATHS, PlannedMount},
     sys,
 };
@@ -227,7 +227,7 @@ fn miss_what_needs_a_root(plan: &Plan, walls: &mut Walls) -> Result<(), Failure>
         walls.missing(PROTECTED_PATHS, io::Error::other("need a private root"))?;
     }
     for mount in plan.mounts.iter().filter(|mount| !is_work(mount)) {
-        walls.missing(&format!("mount at {}", mount.spec.target), io::Error::other("needs a private root"))?;
+        walls.missing(&format!("{MOUNT_AT}{}", mount.spec.target), io::Error::other("needs a private root"))?;
     }
     let of_a_root = [
         ("size of /dev/shm", plan.bounds.shm_bytes.is_some()),

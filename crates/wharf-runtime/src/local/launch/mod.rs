@@ -94,7 +94,7 @@ fn launch() -> Result<Launched, Failure> {
         }
     };
     let listener = listening_socket(&plan.socket).part("socket")?;
-    let mut walls = Walls { isolation: plan.isolation, report: Vec::new() };
+    let mut walls = Walls { isolation: plan.isolation, stood: plan.stood.clone(), report: Vec::new() };
     let limited = cgroup::enter(&plan.cgroup, &plan.bounds);
     match &limited {
         Ok(()) => walls.stands("cgroup", None),
@@ -126,7 +126,7 @@ fn as_good_as_it_gets(plan: &Plan, listener: &OwnedFd, walls: &Walls, own: &Own)
     loop {
         let answer = in_a_process(|| build(plan, listener, walls.clone(), own.clone(), &left_out))?;
         match answer {
-            Launched::Failed { part, reason } if left_out.leave_out_more(&part, &reason) => {}
+            Launched::Failed { part, reason } if left_out.leave_out_more(&part, &reason, &plan.stood) => {}
             answer => return Ok(answer),
         }
     }
@@ -207,8 +207,10 @@ fn build(
             tell(&Launched::Forked { pid: init.as_raw_nonzero().get() });
             let mut told = String::new();
             File::from(errors).read_to_string(&mut told).part("launcher")?;
-            // The init process tells what stands, or what failed; its end closes the pipe.
-            match serde_json::from_str::<Launched>(&told) {
+            // The init process tells what stands, or what failed, or both: sandboxd may still not be executed. Its end closes
+            // the pipe.
+            let all = serde_json::Deserializer::from_str(&told).into_iter::<Launched>();
+            match all.last().unwrap_or_else(|| serde_json::from_str("")) {
                 Ok(started @ Launched::Started { .. }) => {
                     let mut byte = [0];
                     let count = File::from(ready).read(&mut byte).part("sandboxd")?;

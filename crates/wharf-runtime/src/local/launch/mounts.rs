@@ -20,9 +20,11 @@ use rustix::{
 use super::{
     below::{Below, attach},
     ids::Owner,
+    walls::{Failure, Part as _},
 };
 use crate::local::{
     object::Object,
+    plan::MOUNT_AT,
     protection::{Cover, PlannedMount, With},
     sys,
 };
@@ -48,19 +50,21 @@ pub(super) fn show_mount(
     namespace: Option<&OwnedFd>,
     owner: Owner,
     directory: &Path,
-) -> io::Result<()> {
-    let metadata = source.metadata()?;
-    let target = root.target(Path::new(&mount.spec.target), metadata.is_dir())?;
+) -> Result<(), Failure> {
+    let (of, at) = (format!("mount of {}", mount.spec.source), format!("{MOUNT_AT}{}", mount.spec.target));
+    let metadata = source.metadata().part(&at)?;
+    let target = root.target(Path::new(&mount.spec.target), metadata.is_dir()).part(&at)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rustix::mount::open_tree(source, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?;
+    let tree = rustix::mount::open_tree(source, "", flags | OpenTreeFlags::AT_EMPTY_PATH).part(&of)?;
     if let Some(namespace) = namespace {
-        sys::map_ids(&tree, namespace)?;
+        sys::map_ids(&tree, namespace).part(&of)?;
     }
-    sys::harden_tree(&tree, mount.spec.read_only)?;
-    attach(&tree, target)?;
+    sys::harden_tree(&tree, mount.spec.read_only).part(&of)?;
+    attach(&tree, target).part(&at)?;
     for cover in &mount.covers {
         cover_path(&tree, cover, owner, directory)
-            .map_err(|error| io::Error::new(error.kind(), format!("`{}` in it: {error}", cover.path.display())))?;
+            .map_err(|error| io::Error::new(error.kind(), format!("`{}` in it: {error}", cover.path.display())))
+            .part(&at)?;
     }
     Ok(())
 }

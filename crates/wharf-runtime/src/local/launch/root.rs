@@ -21,7 +21,10 @@ use super::{
     system::{OWN, System, build_system, show_packages},
     walls::{Failure, Own, Part},
 };
-use crate::local::{plan::Plan, sys};
+use crate::local::{
+    plan::{MOUNT_AT, Plan},
+    sys,
+};
 
 /// Puts a new root together and makes it ours. Tells how the system in it is.
 pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<System, Failure> {
@@ -63,9 +66,8 @@ pub(super) fn build_root(plan: &Plan, ids: &Ids, own: &Own) -> Result<System, Fa
         bind_at(workspace, target, false).part("workspace")?;
     }
     for (at, mount) in plan.mounts.iter().enumerate() {
-        let part = format!("mount of {}", mount.spec.source);
-        let source = open_source(&mount.spec.source, &plan.sources).part(&part)?;
-        show_mount(mount, &source, &below, ids.owners.get(at), ids.user, &plan.directory).part(&part)?;
+        let source = open_source(&mount.spec.source, &plan.sources).part(format!("{MOUNT_AT}{}", mount.spec.target))?;
+        show_mount(mount, &source, &below, ids.owners.get(at), ids.user, &plan.directory)?;
     }
     rustix::process::chdir(&root).part(part)?;
     rustix::process::pivot_root(".", ".").part(part)?;

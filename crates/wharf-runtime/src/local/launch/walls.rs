@@ -5,7 +5,10 @@ use std::{io, path::PathBuf};
 use rustix::thread::UnshareFlags;
 use wharf_protocol::Isolation;
 
-use crate::local::{plan::Wall, sys};
+use crate::local::{
+    plan::{MOUNT_AT, Wall},
+    sys,
+};
 
 /// A step of the launch that failed.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ impl<T, E: Into<io::Error>> Part<T> for Result<T, E> {
 #[derive(Debug, Clone)]
 pub(super) struct Walls {
     pub(super) isolation: Isolation,
+    /// Those of the sandbox's last start, none of which may be missing.
+    pub(super) stood: Vec<String>,
     pub(super) report: Vec<Wall>,
 }
 
@@ -37,9 +42,9 @@ impl Walls {
         self.report.push(Wall { part: part.to_owned(), missing: None, note });
     }
 
-    /// Notes a part that is not there; full isolation goes no further.
+    /// Notes a part that is not there; full isolation goes no further, nor does a sandbox that had it.
     pub(super) fn missing(&mut self, part: &str, source: io::Error) -> Result<(), Failure> {
-        if self.isolation == Isolation::Full {
+        if self.isolation == Isolation::Full || self.stood.iter().any(|stood| stood == part) {
             return Err(Failure { part: part.to_owned(), source });
         }
         self.report.push(Wall { part: part.to_owned(), missing: Some(source.to_string()), note: None });
@@ -90,12 +95,13 @@ pub(super) struct Own {
 /// What is not tried any more, since building it has failed; each step leaves out more than the one before.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
-    /// Why, first of the PID namespace, then of the root too, then of all namespaces.
+    /// Why, of each of the [`STEPS`](Self::STEPS) so far.
     reasons: Vec<String>,
 }
 
 impl LeftOut {
-    const STEPS: usize = 3;
+    /// With the last, all namespaces.
+    const STEPS: [&str; 3] = ["PID namespace", "private root", "mount namespace"];
 
     pub(super) fn processes(&self) -> Option<String> {
         self.reasons.first().cloned()
@@ -109,10 +115,11 @@ impl LeftOut {
         self.reasons.get(2).cloned()
     }
 
-    /// Whether there is something left to leave out.
-    pub(super) fn leave_out_more(&mut self, part: &str, reason: &str) -> bool {
-        let more = self.reasons.len() < Self::STEPS;
+    /// Whether something is left to leave out that did not stand before, for a reason that is the machine's: what is in a
+    /// mount somebody inside may have put there.
+    pub(super) fn leave_out_more(&mut self, part: &str, reason: &str, stood: &[String]) -> bool {
+        let next = Self::STEPS.get(self.reasons.len());
         self.reasons.push(format!("{part}: {reason}"));
-        more
+        !part.starts_with(MOUNT_AT) && next.is_some_and(|next| !stood.iter().any(|stood| stood == next))
     }
 }

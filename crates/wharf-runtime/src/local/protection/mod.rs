@@ -153,8 +153,10 @@ pub(super) fn plan_mounts(
     programs: &[PathBuf],
 ) -> Mounts {
     let mut plan = Mounts::default();
-    let mut all: VecDeque<MountSpec> = mounts.iter().cloned().collect();
     let mut shown = mounts.to_vec();
+    // What is within another comes after it, or would be hidden by it.
+    shown.sort_by_key(|mount| Path::new(&mount.target).components().count());
+    let mut all = VecDeque::from(shown.clone());
     while let Some(mount) = all.pop_front() {
         let mut found = Survey {
             mount: &mount,
