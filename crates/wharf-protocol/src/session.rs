@@ -88,6 +88,9 @@ pub enum CommandOutcome {
     TimedOut,
     /// The shell itself ended.
     ShellEnded { code: Option<i32>, signal: Option<i32> },
+    /// The shell waits for commands, but no longer says how they end: a DEBUG trap that refuses every command, or read-only
+    /// variables, keep it from that. The next command runs in a new shell.
+    ShellLost,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -117,7 +120,7 @@ impl CommandOutcome {
         match self {
             Self::Finished { exit_code } => *exit_code == 128 + SIGKILL,
             Self::ShellEnded { code, signal } => *signal == Some(SIGKILL) || *code == Some(128 + SIGKILL),
-            Self::NoOutput | Self::TimedOut => false,
+            Self::NoOutput | Self::TimedOut | Self::ShellLost => false,
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct ShellFacts {
     pub echoes: bool,
     /// Whether the terminal edits lines because readline is switched off.
     pub cooked: bool,
+    /// Whether the shell's own builtins are out of reach, behind a function or switched off.
+    pub robbed: bool,
     pub exit_code: Option<i32>,
     /// The process id of the latest background job.
     pub background_pid: Option<i64>,
@@ -230,6 +232,7 @@ fn parse_mark(author: Author, mark: &[u8]) -> Option<Event> {
                 working_dir: text(),
                 python: text(),
                 cooked: text().as_deref() == Some("1"),
+                robbed: text().as_deref() == Some("0"),
             };
             Some(Event::PromptShown { author, count, facts })
         }

@@ -132,6 +132,8 @@ pub struct Progress {
     pub idle: bool,
     /// Whether a command has started since the latest prompt.
     pub started: bool,
+    /// Whether the shell waits for commands, but no longer says how they end.
+    pub lost: bool,
     /// What the shell said at its latest prompt.
     pub facts: ShellFacts,
     /// Where in the log the shell had read what was typed, if it has read a line since the latest command was submitted.
@@ -349,6 +351,9 @@ impl Session {
     /// ends instead, as one whose start-up file says `exit`.
     pub async fn ready(self: &Arc<Self>) -> Result<(), SessionError> {
         let mut progress = self.progress();
+        if progress.borrow().lost {
+            self.end_shell().await;
+        }
         self.ensure_shell()?;
         let before = progress.borrow_and_update().clone();
         if before.prompts > before.prompts_at_start {
@@ -423,7 +428,10 @@ impl Session {
             }
             session.may_lose_hook.store(may_lose_hook(&command), Ordering::Relaxed);
             let touched = session.line_touched.swap(false, Ordering::Relaxed);
-            let long = pastes && command.len() > LONGEST_PASTE && session.progress.borrow().facts.echoes;
+            let long = pastes && command.len() > LONGEST_PASTE && {
+                let facts = &session.progress.borrow().facts;
+                facts.echoes && !facts.robbed
+            };
             let text = match pastes {
                 true if long => announced(&command, touched),
                 true => pasted(&command, touched),
@@ -519,7 +527,7 @@ impl Session {
     pub fn runs_a_command(&self) -> bool {
         let has_shell = self.current_shell().is_some();
         let progress = self.progress.borrow();
-        has_shell && !progress.idle && progress.prompts > progress.prompts_at_start
+        has_shell && !progress.idle && !progress.lost && progress.prompts > progress.prompts_at_start
     }
 
     fn running_shell(&self) -> Result<Arc<Shell>, SessionError> {
@@ -557,16 +565,7 @@ impl Session {
     ///
     /// A dropped call has ended the shell once it has begun; the next command starts another.
     pub async fn reset(self: &Arc<Self>) -> Result<(), SessionError> {
-        let mut progress = self.progress();
-        let shell = self.current_shell().clone();
-        if let Some(shell) = shell {
-            shell.ending.cancel();
-            while self.current_shell().as_ref().is_some_and(|current| Arc::ptr_eq(current, &shell)) {
-                if progress.changed().await.is_err() {
-                    break;
-                }
-            }
-        }
+        self.end_shell().await;
         if self.closed.is_cancelled() {
             return Err(SessionError::Closed);
         }
@@ -577,6 +576,18 @@ impl Session {
         self.ensure_shell()?;
         self.take_replaced();
         Ok(())
+    }
+
+    /// Ends the present shell with all that it started; returns when it has gone.
+    async fn end_shell(&self) {
+        let mut progress = self.progress();
+        let Some(shell) = self.current_shell().clone() else { return };
+        shell.ending.cancel();
+        while self.current_shell().as_ref().is_some_and(|current| Arc::ptr_eq(current, &shell)) {
+            if progress.changed().await.is_err() {
+                break;
+            }
+        }
     }
 
     /// Says that a real terminal shows this session from now on.
@@ -646,6 +657,7 @@ impl Session {
             Waited::ShellEnded(end) => CommandOutcome::ShellEnded { code: end.code, signal: end.signal },
             Waited::NoChange(_) => CommandOutcome::NoOutput,
             Waited::TimedOut(_) => CommandOutcome::TimedOut,
+            Waited::ShellLost => CommandOutcome::ShellLost,
             Waited::Closed => return Err(SessionError::Closed),
         };
         let end = if now.idle { now.prompt_start } else { self.log.end() };
@@ -724,6 +736,9 @@ impl Shell {
 const LONGEST_PASTE: usize = 16 << 10;
 const PASTE_START: &str = "\x1b[200~";
 const PASTE_END: &str = "\x1b[201~";
+/// What begins a paste and what is Enter in a shell that marks its prompts: the usual keys may mean anything to a user.
+const OUR_PASTE_START: &str = "\x1b[7770~";
+const OUR_ENTER: &str = "\x1b[7771~";
 /// What makes readline leave a search or half a key, sets a terminal going that Ctrl-S has stopped, and takes away what
 /// stands on the line. Where Ctrl-Q is not the terminal's, it quotes the bell behind it.
 const CLEAN_LINE: &str = "\x07\x11\x07\x15";
@@ -733,16 +748,17 @@ const CLEAN_LINE: &str = "\x07\x11\x07\x15";
 fn pasted(command: &str, clean: bool) -> String {
     let clean = if clean { CLEAN_LINE } else { "" };
     if command.contains('\r') || command.contains(PASTE_END) {
-        return format!("{clean}{PASTE_START}eval {}{PASTE_END}\r", spelled_out(command));
+        return format!("{clean}{OUR_PASTE_START}eval {}{PASTE_END}{OUR_ENTER}", spelled_out(command));
     }
-    format!("{clean}{PASTE_START}{command}{PASTE_END}\r")
+    format!("{clean}{OUR_PASTE_START}{command}{PASTE_END}{OUR_ENTER}")
 }
 
 /// What makes the shell read `command` as it comes and run it. Readline takes a paste apart byte by byte.
 fn announced(command: &str, clean: bool) -> String {
     let clean = if clean { CLEAN_LINE } else { "" };
     let length = command.len();
-    format!("{clean}{PASTE_START}{{ __wharf_take {length}; }} 2>/dev/null; eval \"$__wharf_text\"{PASTE_END}\r")
+    let line = format!("{{ __wharf_take {length}; }} 2>/dev/null; eval \"$__wharf_text\"");
+    format!("{clean}{OUR_PASTE_START}{line}{PASTE_END}{OUR_ENTER}")
 }
 
 /// A line that is typed where there is no pasting is not longer: a terminal cuts one at 4095 bytes, busybox at 1023.
@@ -787,10 +803,25 @@ fn has_keys(command: &str) -> bool {
 /// Whether the shell may have lost its hook once it has run this line. Of several lines it is not known whether all
 /// were read; and nothing must be typed into the rest of a command, or to a `read` of the shell's own.
 fn may_lose_hook(command: &str) -> bool {
-    let hints = ["PROMPT_COMMAND", "source", "eval", "exec", "unset", ". "];
+    const HINTS: [&str; 14] = [
+        "PROMPT_COMMAND",
+        "source",
+        "eval",
+        "exec",
+        "unset",
+        ". ",
+        "alias",
+        "trap",
+        "shopt",
+        "enable",
+        "readonly",
+        "declare",
+        "typeset",
+        "__wharf",
+    ];
     !command.trim_end().contains('\n')
-        && hints.iter().any(|hint| command.contains(hint))
-        && !["read", "select"].iter().any(|hint| command.contains(hint))
+        && HINTS.iter().any(|hint| command.contains(hint))
+        && !["read", "select"].iter().any(|hint| command.replace("readonly", "").contains(hint))
 }
 
 /// A text as one word of bash, in printable characters on one line.

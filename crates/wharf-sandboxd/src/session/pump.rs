@@ -74,7 +74,10 @@ impl Session {
         let (new, child, intake) = self.spawn_shell()?;
         let new = Arc::new(new);
         *shell = Some(new.clone());
-        self.progress.send_modify(|progress| progress.prompts_at_start = progress.prompts);
+        self.progress.send_modify(|progress| {
+            progress.prompts_at_start = progress.prompts;
+            progress.lost = false;
+        });
         drop(shell);
         if let Some(end) = self.progress.borrow().last_end {
             *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
@@ -251,7 +254,7 @@ impl Session {
         let line = format!("{CLEAN_LINE}{start} eval {}{end}\r", spelled_out(&lesson));
         intake.add(nonce, pupil);
         intake.repair.lesson =
-            Some(Lesson { until: Instant::now() + LONGEST_LESSON, group: pupil, output: Vec::new() });
+            Some(Lesson { until: Instant::now() + LONGEST_LESSON, group: pupil, output: Vec::new(), was_read: false });
         // A shell that does not read it gives the lesson up by its time.
         let _ = tokio::time::timeout(LONGEST_LESSON, shell.pty.write_all(line.as_bytes())).await;
     }
@@ -320,11 +323,18 @@ impl Session {
                 Event::LineBegun => {
                     if let Some(facts) = intake.unpainted.take() {
                         marks.push(self.at_prompt(intake, &mut *view, facts));
-                    } else if intake.repair.lesson.is_none() && !std::mem::take(&mut intake.is_doubtful) {
+                    } else if let Some(lesson) = &intake.repair.lesson {
+                        // It has a prompt again, and has not said so. Of a shell in a shell that is a program that runs.
+                        if lesson.was_read && lesson.group == shell.pid && !intake.is_doubtful {
+                            intake.repair.refuse();
+                            marks.push(Mark::Lost);
+                        }
+                    } else if !std::mem::take(&mut intake.is_doubtful) {
                         marks.push(Mark::LineBegun);
                     }
                 }
-                Event::CommandStarted { .. } | Event::LineRead if intake.repair.lesson.is_some() => {}
+                Event::CommandStarted { .. } if intake.repair.lesson.is_some() => {}
+                Event::LineRead if intake.repair.lesson.is_some() => intake.repair.lesson_read(),
                 Event::LineRead => {
                     view.line_read();
                     marks.push(Mark::LineRead(self.log.end()));
@@ -387,6 +397,7 @@ impl Session {
                         progress.idle = false;
                     }
                     Mark::Started(_) => progress.idle = false,
+                    Mark::Lost => progress.lost = !progress.idle,
                     Mark::Prompt(facts, start) => {
                         // What is no command starts none: an error behind what was typed is all the output.
                         if let Some(end) = progress.line_read.take()
@@ -397,6 +408,7 @@ impl Session {
                         progress.prompts += 1;
                         progress.idle = true;
                         progress.started = false;
+                        progress.lost = false;
                         progress.facts = facts;
                         progress.prompt_start = start;
                     }
@@ -423,6 +435,8 @@ enum Mark {
     LineRead(ByteOffset),
     Started(ByteOffset),
     Prompt(ShellFacts, ByteOffset),
+    /// A shell is at a prompt, does not say so and does not learn to.
+    Lost,
 }
 
 /// What is known of the shells on one terminal: the session's own, and those that were started in it or in its place.
@@ -515,6 +529,8 @@ struct Lesson {
     until: Instant,
     group: Pid,
     output: Vec<u8>,
+    /// Whether the pupil has read it.
+    was_read: bool,
 }
 
 impl Repair {
@@ -543,6 +559,17 @@ impl Repair {
             let room = READ_BYTES.saturating_sub(lesson.output.len());
             lesson.output.extend_from_slice(&bytes[..bytes.len().min(room)]);
         }
+    }
+
+    fn lesson_read(&mut self) {
+        if let Some(lesson) = &mut self.lesson {
+            lesson.was_read = true;
+        }
+    }
+
+    /// Gives the lesson up for good; what it made the shell print is nothing that anybody asked for.
+    fn refuse(&mut self) {
+        self.refused = self.lesson.take().map(|lesson| lesson.group).or(self.refused);
     }
 
     /// What a shell has printed that did not learn in time.

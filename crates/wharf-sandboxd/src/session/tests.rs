@@ -463,6 +463,12 @@ async fn nothing_that_is_done_to_a_shell_freezes_it_or_takes_its_exit_codes() {
         "readonly PS0 PS1 PS2 PROMPT_COMMAND rest=1 directory=2 python=3 echoes=4",
         "for name in $(compgen -v); do unset $name; done 2>/dev/null",
         "unset -f $(compgen -A function)",
+        "builtin() { echo mine; }",
+        "enable -n printf; TIMEFORMAT=%R",
+        "enable -n builtin bind local printf return set",
+        "readonly __wharf_count",
+        "bind -r '\\C-m'",
+        "bind '\"\\C-m\": self-insert' '\"\\e[200~\": self-insert'",
     ] {
         let (session, _home) = session().await;
         run(&session, done).await;
@@ -472,6 +478,28 @@ async fn nothing_that_is_done_to_a_shell_freezes_it_or_takes_its_exit_codes() {
         assert_eq!(run(&session, "true").await.0, CommandOutcome::Finished { exit_code: 0 }, "{done}");
         session.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_shell_that_cannot_say_how_commands_end_is_told_and_replaced() {
+    for done in ["shopt -s extdebug; trap false DEBUG", "readonly __wharf_status", "alias {=echo"] {
+        let (session, home) = session().await;
+        run(&session, "mkdir sub; cd sub").await;
+        assert_eq!(run(&session, done).await.0, CommandOutcome::ShellLost, "{done}");
+        let after = session.run(&request("pwd")).await.unwrap();
+        assert_eq!(after.output, home.path().join("sub").display().to_string(), "{done}");
+        assert!(after.new_shell, "{done}");
+        session.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_long_command_arrives_although_the_shells_builtins_are_out_of_reach() {
+    let (session, _home) = session().await;
+    run(&session, "enable -n printf").await;
+    let text = "x".repeat(20_000);
+    assert_eq!(run(&session, &format!("text={text}; echo ${{#text}}")).await, finished(0, "20000"));
+    session.close().await;
 }
 
 #[tokio::test]
@@ -485,6 +513,8 @@ async fn no_start_up_file_keeps_a_shell_from_its_prompt() {
         "readonly PS0='' PS1='$ ' PS2=''",
         "alias printf=echo local=echo set=echo bind=echo case=echo builtin=echo",
         "PROMPT_COMMAND=(true)",
+        "enable -n printf",
+        "bind -r '\\C-m'",
     ] {
         let prepare = |home: &std::path::Path| std::fs::write(home.join(".bashrc"), settings).unwrap();
         let (session, _home) = session_prepared(&path, prepare).await;

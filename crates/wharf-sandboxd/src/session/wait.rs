@@ -17,6 +17,8 @@ pub enum Waited {
     NoChange(Duration),
     /// It took so long in all; the command runs on.
     TimedOut(Duration),
+    /// The shell waits for commands, and does not say how this one has ended.
+    ShellLost,
     /// The session was closed.
     Closed,
 }
@@ -43,6 +45,9 @@ pub async fn wait_for_end(
             let now = progress.borrow_and_update();
             if now.ends > before.ends {
                 return now.last_end.map_or(Waited::Closed, Waited::ShellEnded);
+            }
+            if now.lost {
+                return Waited::ShellLost;
             }
             if now.idle && prompts_before.is_none_or(|before| now.prompts > before) {
                 return Waited::Prompt;

@@ -134,6 +134,20 @@ fn the_dialect_says_that_a_replaced_shell_knows_nothing_of_the_old_one() {
 }
 
 #[test]
+fn the_dialect_says_at_once_that_a_shell_no_longer_tells_how_commands_end() {
+    let server = Server::openhands();
+    server.action(json!({ "command": "mkdir -p sub && cd sub" }));
+    let told = server.action(json!({ "command": "shopt -s extdebug; trap false DEBUG" }));
+    let (code, content, suffix) = ran(&told);
+    assert_eq!((code, content), (-1, ""), "{told}");
+    let known = "\n[The shell waits for commands, but no longer says how they end: ";
+    assert!(suffix.starts_with(known) && suffix.contains("The next command runs in a new one, in "), "{suffix}");
+    let told = server.action(json!({ "command": "basename $PWD" }));
+    assert_eq!(ran(&told), (0, "sub", "\n[The command completed with exit code 0.]"));
+    assert_eq!(told["extras"]["metadata"]["prefix"], "");
+}
+
+#[test]
 fn a_key_that_does_nothing_at_the_prompt_is_answered_at_once() {
     let server = Server::openhands();
     for key in ["l", "z", "x", "r", "v", "g", "u", "s"] {

@@ -31,6 +31,9 @@ const RESET: &str = "Terminal session has been reset. All previous environment v
 const RESET_COMMAND: &str = "[RESET]";
 /// The exit code of what was ended by SIGKILL.
 const KILLED: i32 = 128 + 9;
+/// In the place of an exit code.
+const LOST: &str = "The shell waits for commands, but no longer says how they end: a DEBUG trap refuses its own commands, or \
+                    its variables cannot be changed. Whether this command has succeeded is unknown.";
 const OUT_OF_MEMORY: &str = "\n[A process was killed: the sandbox has no more memory than its limit.]";
 /// Keys that the shell answers with a new prompt, or by ending: Ctrl-C, Ctrl-D, Ctrl-J, Ctrl-M.
 const ANSWERED_KEYS: [u8; 4] = [3, 4, 10, 13];
@@ -312,8 +315,11 @@ impl BashShell {
     ) -> Result<RunReply, SessionError> {
         let mut metadata = Metadata::default();
         match outcome {
-            Waited::Prompt | Waited::ShellEnded(_) => {
+            Waited::Prompt | Waited::ShellEnded(_) | Waited::ShellLost => {
                 metadata = self.facts(progress);
+                if let Waited::ShellLost = outcome {
+                    metadata.exit_code = -1;
+                }
                 if let Waited::ShellEnded(end) = &outcome {
                     metadata.exit_code = end.shell_code();
                     metadata.working_dir = Some(self.working_dir.clone());
@@ -334,15 +340,22 @@ impl BashShell {
                     }
                     _ => Capture::between_prompts(&capture),
                 };
-                metadata.suffix = completed(metadata.exit_code, Some(command).filter(|_| is_key));
+                if !matches!(outcome, Waited::ShellLost) {
+                    metadata.suffix = completed(metadata.exit_code, Some(command).filter(|_| is_key));
+                }
                 if metadata.exit_code == KILLED && memory::kills() > self.kills_before {
                     metadata.suffix.push_str(OUT_OF_MEMORY);
                 }
-                if let Waited::ShellEnded(_) = &outcome {
+                let why = match &outcome {
+                    Waited::ShellEnded(_) => Some("The shell has ended."),
+                    Waited::ShellLost => Some(LOST),
+                    _ => None,
+                };
+                if let Some(why) = why {
                     self.told_of_end = true;
                     metadata.suffix.push_str(&format!(
-                        "\n[The shell has ended. The next command runs in a new one, in {}: variables, functions and \
-                         background jobs are gone.]",
+                        "\n[{why} The next command runs in a new one, in {}: variables, functions and background jobs \
+                         are gone.]",
                         self.working_dir
                     ));
                 }
