@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use futures_util::TryStreamExt;
 use http::{HeaderMap, Method};
@@ -7,6 +7,7 @@ use hyper::body::Frame as BodyFrame;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_util::io::ReaderStream;
@@ -147,12 +148,25 @@ impl<'a> Files<'a> {
     async fn upload(&self, path: &str, input: impl AsyncRead + Send + 'static) -> Result<UploadResult, ClientError> {
         let heard = Heard::new();
         let taken = heard.clone();
+        let (unreadable, mut failure) = oneshot::channel();
+        let mut unreadable = Some(unreadable);
         // A piece that is taken is a sign of life, and over a slow line there is no room for another.
-        let frames =
-            ReaderStream::with_capacity(input, 256 << 10).inspect_ok(move |_| taken.now()).map_ok(BodyFrame::data);
+        let frames = ReaderStream::with_capacity(input, 256 << 10).inspect_ok(move |_| taken.now());
+        let frames = frames.map_ok(BodyFrame::data).inspect_err(move |error| {
+            if let Some(unreadable) = unreadable.take() {
+                // Nobody asks where the sandbox has answered before.
+                let _ = unreadable.send(io::Error::new(error.kind(), error.to_string()));
+            }
+        });
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
         // The input and the sandbox's disk take as long as they like.
-        self.sandbox.send_patiently(Method::PUT, path, "application/octet-stream", body, heard).await?.parse().await
+        let sent = self.sandbox.send_patiently(Method::PUT, path, "application/octet-stream", body, heard).await;
+        match (sent, failure.try_recv()) {
+            (Ok(answer), _) => answer.parse().await,
+            // That the connection broke is our own doing.
+            (Err(_), Ok(source)) => Err(ClientError::Local(source)),
+            (Err(error), Err(_)) => Err(error),
+        }
     }
 }
 

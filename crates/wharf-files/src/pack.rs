@@ -240,8 +240,8 @@ impl<W: Write> Packer<W> {
             self.before(EntryType::GNULongLink, "././@LongLink", &[target, b"\0"].concat())?;
         }
         let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
-        if stat.st_mtime_nsec != 0 && stat.st_mtime > 0 {
-            let time = record("mtime", &format!("{seconds}.{:09}", stat.st_mtime_nsec));
+        if stat.st_mtime_nsec != 0 || stat.st_mtime < 0 {
+            let time = record("mtime", &decimal(stat.st_mtime, stat.st_mtime_nsec as u32));
             self.before(EntryType::XHeader, "pax/ext", time.as_bytes())?;
         }
         header.set_entry_type(entry_type);
@@ -277,6 +277,14 @@ impl<W: Write> Packer<W> {
         if self.done.skipped.len() < MOST_SKIPPED {
             self.done.skipped.push(Skipped { path: path.to_owned(), reason: reason.into() });
         }
+    }
+}
+
+/// A time as extended headers have it.
+fn decimal(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (..0, 1..) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
+        _ => format!("{seconds}.{nanoseconds:09}"),
     }
 }
 

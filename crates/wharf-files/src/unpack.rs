@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     ffi::OsStr,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     rc::Rc,
@@ -21,11 +21,12 @@ const MOST_BETWEEN_MEMBERS: u64 = 2 << 20;
 /// the archive's, the owner is the caller. Links stay links and are never followed; special files are left out and
 /// named in the result.
 ///
-/// The stream is read up to the archive's end, not to its own.
+/// The stream is read up to the archive's end, not to its own. One without that end was cut short: where a pipe breaks between
+/// two members, nothing else tells.
 ///
 /// # Errors
 ///
-/// [`TreeError::Archive`] for what is no tar or leads out, [`TreeError::TooLarge`] beyond the bounds,
+/// [`TreeError::Archive`] for what is no tar, is not whole or leads out, [`TreeError::TooLarge`] beyond the bounds,
 /// [`TreeError::Stream`] if reading fails. Members before that are left, each one whole.
 pub fn unpack(stream: impl Read, destination: &Path, bounds: Bounds) -> Result<Unpacked, TreeError> {
     unpack_under(stream, destination, Path::new(""), bounds)
@@ -44,22 +45,35 @@ pub fn unpack_under(
     bounds: Bounds,
 ) -> Result<Unpacked, TreeError> {
     let below = |name: &Path| relative(name).map(|path| under.join(path)).ok_or_else(|| leads_out(name));
-    let mut tree = Tree::below(destination, bounds)?;
     let budget = Rc::new(Cell::new(u64::MAX));
     let failure = Rc::new(Cell::new(None));
+    let has_ended = Rc::new(Cell::new(false));
     let source = Source { inner: stream, failure: failure.clone() };
-    let reader = Budgeted { inner: BufReader::with_capacity(COPY_BYTES, source), left: budget.clone() };
     let broken = |error: io::Error| match failure.take() {
         Some(source) => TreeError::Stream(source),
         None => TreeError::Archive { reason: error.to_string() },
     };
+    let mut inner = BufReader::with_capacity(COPY_BYTES, source);
+    if let Some(reason) = other_than_tar(inner.fill_buf().map_err(broken)?) {
+        return Err(TreeError::Archive { reason });
+    }
+    let reader = Budgeted { inner, left: budget.clone(), has_ended: has_ended.clone() };
+    let mut tree = Tree::below(destination, bounds)?;
+    let mut is_first = true;
     let mut archive = Archive::new(reader);
     let mut entries = archive.entries().map_err(broken)?;
     let mut buffer = vec![0; COPY_BYTES];
     loop {
         budget.set(MOST_BETWEEN_MEMBERS);
         let Some(entry) = entries.next() else { break };
-        let mut entry = entry.map_err(broken)?;
+        let mut entry = entry.map_err(|error| match broken(error) {
+            // What the library found in the place of a header would tell nobody more.
+            TreeError::Archive { .. } if is_first && budget.get() > 0 => {
+                TreeError::Archive { reason: "it is no tar archive".to_owned() }
+            }
+            error => error,
+        })?;
+        is_first = false;
         budget.set(u64::MAX);
         tree.count_entry()?;
         let name = entry.path().map_err(broken)?.into_owned();
@@ -77,6 +91,10 @@ pub fn unpack_under(
         }
         match entry.header().entry_type() {
             EntryType::Directory => tree.directory(&path, Some(mode), modified)?,
+            // In archives of the old form only the name says so.
+            EntryType::Regular if name.as_os_str().as_bytes().ends_with(b"/") => {
+                tree.directory(&path, Some(mode), modified)?;
+            }
             EntryType::Symlink => tree.symlink(&path, &target_of(&entry)?, modified)?,
             EntryType::Link => {
                 let target = below(&target_of(&entry)?)?;
@@ -117,7 +135,27 @@ pub fn unpack_under(
         // What is left of it does not count as being between members.
         while entry.read(&mut buffer).map_err(broken)? > 0 {}
     }
+    if has_ended.get() {
+        let reason = "it was cut short: what ends an archive does not follow its last member".to_owned();
+        return Err(TreeError::Archive { reason });
+    }
     tree.finish()
+}
+
+/// What a stream that begins so is, if it is plainly no tar.
+fn other_than_tar(beginning: &[u8]) -> Option<String> {
+    const COMPRESSED: [(&[u8], &str); 5] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"BZh", "bzip2"),
+        (b"PK\x03\x04", "zip"),
+    ];
+    if beginning.is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    let (_, name) = COMPRESSED.iter().find(|(magic, _)| beginning.starts_with(magic))?;
+    Some(format!("it is no tar archive but compressed by {name}: decompress it on the way"))
 }
 
 fn target_of<R: Read>(entry: &tar::Entry<'_, R>) -> Result<PathBuf, TreeError> {
@@ -160,9 +198,12 @@ fn parse_time(text: &str) -> Option<(i64, u32)> {
         return None;
     }
     let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
-    let (seconds, nanoseconds) = (seconds.parse::<i64>().ok()?, digits.parse().ok()?);
-    // Before 1970 the fraction counts the other way; such files are rare enough to lose it.
-    Some((seconds, if text.starts_with('-') { 0 } else { nanoseconds }))
+    let (seconds, nanoseconds) = (seconds.parse::<i64>().ok()?, digits.parse::<u32>().ok()?);
+    // Before 1970 the fraction counts the other way.
+    match (text.starts_with('-'), nanoseconds) {
+        (true, 1..) => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds)),
+        _ => Some((seconds, nanoseconds)),
+    }
 }
 
 /// Remembers that it was the stream that failed, and not the archive.
@@ -181,10 +222,11 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-/// Fails once more than `left` is read.
+/// Fails once more than `left` is read, and remembers that there was no more.
 struct Budgeted<R> {
     inner: R,
     left: Rc<Cell<u64>>,
+    has_ended: Rc<Cell<bool>>,
 }
 
 impl<R: Read> Read for Budgeted<R> {
@@ -197,6 +239,7 @@ impl<R: Read> Read for Budgeted<R> {
         }
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let count = self.inner.read(&mut buffer[..most])?;
+        self.has_ended.set(count == 0 && most > 0);
         if left != u64::MAX {
             self.left.set(left - count as u64);
         }

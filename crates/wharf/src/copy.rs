@@ -333,7 +333,10 @@ async fn copy_in(
 ) -> anyhow::Result<Skipped> {
     let files = sandbox.files();
     let text = match source {
-        Place::Stream => return Ok(files.write_tar(path, progress.read(tokio::io::stdin())).await?.skipped),
+        Place::Stream => {
+            let written = files.write_tar(path, progress.read(tokio::io::stdin())).await;
+            return Ok(written.map_err(|error| unreadable(error, "standard input"))?.skipped);
+        }
         Place::Local(source) => source,
         Place::Sandbox { .. } => return Err(between_sandboxes()),
     };
@@ -376,8 +379,17 @@ async fn copy_in(
     // Of a file that grows, what was there; a file of /proc says it has no bytes, and has some.
     let length = if metadata.len() == 0 { u64::MAX } else { metadata.len() };
     let file = tokio::fs::File::from_std(file).take(length);
-    files.write(&target, like, progress.read(file)).await?;
+    let written = files.write(&target, like, progress.read(file)).await;
+    written.map_err(|error| unreadable(error, &format!("`{text}`")))?;
     Ok(Skipped::default())
+}
+
+/// Names what could not be read, if it was that.
+fn unreadable(error: ClientError, what: &str) -> anyhow::Error {
+    match error {
+        ClientError::Local(source) => anyhow::Error::new(source).context(format!("could not read {what}")),
+        error => error.into(),
+    }
 }
 
 /// Opens a file, and nothing that has come in its place since it was looked at: a sandbox may write where it is.
@@ -423,9 +435,15 @@ async fn pack_in(
     let packing = tokio::task::spawn_blocking(move || wharf_files::pack(&source, root, &name, writer));
     let (packed, written) = tokio::join!(packing, files.write_tar(path, progress.read(far)));
     let packed = packed.context("packing ended by itself")?;
-    // A sandbox that refuses ends the stream, which is then no fault of the source.
+    let packed = match packed {
+        // A sandbox that refuses ends the stream, which is then no fault of the source.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe || written.is_ok() => {
+            return Err(error).with_context(|| format!("could not read `{shown}`"));
+        }
+        packed => packed,
+    };
     let written = written?;
-    let packed = packed.with_context(|| format!("could not read `{shown}`"))?;
+    let packed = packed?;
     let mut skipped = written.skipped;
     skipped.count += packed.skipped_count;
     skipped.files.extend(packed.skipped.into_iter().map(described));

@@ -176,3 +176,17 @@ fn a_link_given_as_the_source_is_a_link_unless_its_target_is_asked_for() {
     unpack(&archive[..], &at("to"), Bounds::NONE).unwrap();
     assert_eq!(fs::read(at("to/followed/file")).unwrap(), b"x");
 }
+
+#[test]
+fn a_time_before_1970_comes_along_to_its_nanosecond() {
+    let directory = tempfile::tempdir().unwrap();
+    let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    for (name, seconds, nanoseconds) in [("half", -1, 500_000_000), ("whole", -315_532_800, 0), ("late", 1, 1)] {
+        let file = fs::File::create(from.join(name)).unwrap();
+        rustix::fs::futimens(&file, &crate::replace::times(seconds, nanoseconds)).unwrap();
+    }
+    let (archive, _) = packed(&from, "");
+    unpack(&archive[..], &to, Bounds::NONE).unwrap();
+    assert_eq!(tree(&to), tree(&from));
+}

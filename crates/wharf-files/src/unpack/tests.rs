@@ -189,7 +189,9 @@ fn times_are_read_as_the_extended_header_writes_them() {
         ("1600000000.5", Some((1_600_000_000, 500_000_000))),
         ("1600000000.1234567891", Some((1_600_000_000, 123_456_789))),
         ("1600000000", Some((1_600_000_000, 0))),
-        ("-5.5", Some((-5, 0))),
+        ("-5.5", Some((-6, 500_000_000))),
+        ("-5", Some((-5, 0))),
+        ("-0.25", Some((-1, 750_000_000))),
         ("1.-5", None),
         ("", None),
         ("soon", None),
@@ -228,4 +230,43 @@ fn of_what_is_left_out_a_thousand_are_named_and_all_are_counted() {
     let bounds = Bounds { entries: 2000, ..BOUNDS };
     let unpacked = unpack(&tar_of(&members)[..], directory.path(), bounds).unwrap();
     assert_eq!((unpacked.skipped.len(), unpacked.skipped_count), (1000, 1001));
+}
+
+#[test]
+fn an_archive_that_ends_between_two_members_was_cut_short() {
+    let whole = tar_of(&[("one", Regular, "1"), ("two", Regular, "2")]);
+    let directory = tempfile::tempdir().unwrap();
+    for length in [1024, 2048] {
+        let refused = unpack(&whole[..length], directory.path(), BOUNDS).unwrap_err();
+        assert!(refused.to_string().contains("cut short"), "{length}: {refused}");
+    }
+    assert_eq!(names(directory.path()), ["one", "two"], "what came is whole");
+    // Some writers end with one empty block.
+    unpack(&whole[..2048 + 512], directory.path(), BOUNDS).unwrap();
+    unpack(&whole[2048..], directory.path(), BOUNDS).unwrap();
+}
+
+#[test]
+fn what_is_no_tar_is_told_as_what_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let inside = directory.path().join("inside");
+    for (content, told) in [
+        (&b""[..], "it is empty"),
+        (b"\x1f\x8b\x08 and so on", "it is no tar archive but compressed by gzip: decompress it on the way"),
+        (b"PK\x03\x04", "it is no tar archive but compressed by zip: decompress it on the way"),
+    ] {
+        assert_eq!(unpack(content, &inside, BOUNDS).unwrap_err().to_string(), told);
+        assert!(!inside.exists(), "{told}");
+    }
+    for content in [b"hello\n".to_vec(), vec![0xf3; 2000], b"x".repeat(2000)] {
+        assert_eq!(unpack(&content[..], &inside, BOUNDS).unwrap_err().to_string(), "it is no tar archive");
+    }
+}
+
+#[test]
+fn a_directory_of_an_archive_of_the_old_form_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    unpack(&tar_of(&[("d/", EntryType::new(0), ""), ("d/file", EntryType::new(0), "x")])[..], directory.path(), BOUNDS)
+        .unwrap();
+    assert_eq!(fs::read(directory.path().join("d/file")).unwrap(), b"x");
 }
