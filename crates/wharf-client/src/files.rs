@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::io::ReaderStream;
-use wharf_protocol::{DirectoryListing, FileStat, Skipped, UploadResult};
+use wharf_protocol::{DirectoryListing, FileStat, FileTime, Skipped, UploadResult};
 
 use crate::{CALL_PATIENCE, ClientError, Sandbox, silence::Heard};
 
@@ -29,8 +29,8 @@ pub struct Files<'a> {
 pub struct Like {
     /// Permission bits; `None`: those of the file that is replaced, else 0644.
     pub mode: Option<u32>,
-    /// When it was modified, in seconds since the Unix epoch; `None`: now.
-    pub modified_at: Option<f64>,
+    /// When it was modified; `None`: now.
+    pub modified: Option<FileTime>,
 }
 
 impl<'a> Files<'a> {
@@ -104,7 +104,7 @@ impl<'a> Files<'a> {
         input: impl AsyncRead + Send + 'static,
     ) -> Result<UploadResult, ClientError> {
         let mode = like.mode.map(|mode| format!("&mode={mode:o}")).unwrap_or_default();
-        let modified = like.modified_at.map(|at| format!("&modified_at={at}")).unwrap_or_default();
+        let modified = like.modified.map(|at| format!("&modified_at={at}")).unwrap_or_default();
         self.upload(&format!("/v1/files/content?path={}&parents=true{mode}{modified}", encoded(path)), input).await
     }
 

@@ -267,7 +267,7 @@ async fn files_go_there_and_back_and_a_session_sees_them() {
     let content: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
     sandbox
         .files()
-        .write(&path, Like { mode: Some(0o640), modified_at: None }, std::io::Cursor::new(content.clone()))
+        .write(&path, Like { mode: Some(0o640), modified: None }, std::io::Cursor::new(content.clone()))
         .await
         .unwrap();
     assert_eq!(sandbox.files().stat(&path).await.unwrap().size, content.len() as u64);

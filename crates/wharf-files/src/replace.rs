@@ -45,8 +45,8 @@ pub struct Wanted {
     pub mode: Option<u32>,
     /// Permission bits of a file that was not there; `None`: 0666 less the umask.
     pub fresh_mode: Option<u32>,
-    /// When it was modified, as a time since 1970.
-    pub modified: Option<std::time::Duration>,
+    /// When it was modified, in seconds since 1970, rounded down, and nanoseconds.
+    pub modified: Option<(i64, u32)>,
     /// Whether missing directories are made.
     pub parents: bool,
     /// Whether a link, a pipe or the like at the path's end is replaced itself. Otherwise a link stays, and its target is
@@ -300,9 +300,9 @@ fn open_existing(target: &Place, access: OFlags) -> Result<File, Errno> {
     rustix::fs::openat(&target.directory, &target.name, flags, Mode::empty()).map(File::from)
 }
 
-fn set_modified(file: &File, modified: Option<std::time::Duration>) -> io::Result<()> {
-    let Some(modified) = modified else { return Ok(()) };
-    rustix::fs::futimens(file, &times(modified.as_secs() as i64, modified.subsec_nanos()))?;
+fn set_modified(file: &File, modified: Option<(i64, u32)>) -> io::Result<()> {
+    let Some((seconds, nanoseconds)) = modified else { return Ok(()) };
+    rustix::fs::futimens(file, &times(seconds, nanoseconds))?;
     Ok(())
 }
 

@@ -1,3 +1,5 @@
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -8,6 +10,49 @@ pub enum FileKind {
     Symlink,
     Other,
 }
+
+/// A time, to the nanosecond that file systems keep. As text: decimal seconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FileTime {
+    /// Whole seconds since the Unix epoch, rounded down.
+    pub seconds: i64,
+    pub nanoseconds: u32,
+}
+
+impl fmt::Display for FileTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.seconds, self.nanoseconds) {
+            (seconds @ ..0, nanoseconds @ 1..) => write!(f, "-{}.{:09}", -(seconds + 1), NANOSECONDS - nanoseconds),
+            (seconds, nanoseconds) => write!(f, "{seconds}.{nanoseconds:09}"),
+        }
+    }
+}
+
+/// It is no decimal number of seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected decimal seconds since the Unix epoch")]
+pub struct FileTimeError;
+
+impl FromStr for FileTime {
+    type Err = FileTimeError;
+
+    fn from_str(text: &str) -> Result<Self, FileTimeError> {
+        let (is_negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+        let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+        if whole.is_empty() || !whole.bytes().chain(part.bytes()).all(|byte| byte.is_ascii_digit()) {
+            return Err(FileTimeError);
+        }
+        let seconds: i64 = whole.parse().map_err(|_| FileTimeError)?;
+        let nanoseconds: u32 = format!("{part:0<9}")[..9].parse().map_err(|_| FileTimeError)?;
+        Ok(match (is_negative, nanoseconds) {
+            (false, _) => Self { seconds, nanoseconds },
+            (true, 0) => Self { seconds: -seconds, nanoseconds },
+            (true, _) => Self { seconds: -seconds - 1, nanoseconds: NANOSECONDS - nanoseconds },
+        })
+    }
+}
+
+const NANOSECONDS: u32 = 1_000_000_000;
 
 /// One entry of a directory, or one path. A symlink is described itself, not what it points to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -22,6 +67,9 @@ pub struct FileStat {
     pub gid: u32,
     /// Seconds since the Unix epoch.
     pub modified_at: f64,
+    /// The same, exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modified: Option<FileTime>,
     /// Where a symlink points to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -142,4 +190,29 @@ pub struct SearchResult {
     /// Files that were not searched to their end: they cannot be read, or a line of them is longer than 8 MiB.
     #[serde(default)]
     pub unsearched: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_the_same_as_text_to_its_nanosecond() {
+        for (text, seconds, nanoseconds) in [
+            ("1714979289.123456789", 1_714_979_289, 123_456_789),
+            ("0.000000000", 0, 0),
+            ("-0.500000000", -1, 500_000_000),
+            ("-1.000000000", -1, 0),
+            ("-315532800.999999999", -315_532_801, 1),
+        ] {
+            let time = FileTime { seconds, nanoseconds };
+            assert_eq!((time.to_string().as_str(), text.parse()), (text, Ok(time)));
+        }
+        assert_eq!("7".parse(), Ok(FileTime { seconds: 7, nanoseconds: 0 }));
+        assert_eq!("7.5".parse(), Ok(FileTime { seconds: 7, nanoseconds: 500_000_000 }));
+        assert_eq!("7.0000000019".parse(), Ok(FileTime { seconds: 7, nanoseconds: 1 }));
+        for wrong in ["", "-", ".5", "1e9", "1.-5", "+1", "99999999999999999999", "1.5s"] {
+            assert_eq!(wrong.parse::<FileTime>(), Err(FileTimeError), "{wrong}");
+        }
+    }
 }

@@ -20,8 +20,8 @@ mod session;
 pub use bind::{BindRequest, DigestError, Environment, Limits, Secret, SecretDigest, UserSpec};
 pub use exec::{ExecInfo, ExecRequest, ExecState, ResizeRequest, SignalName, SignalRequest, TerminalSize, WhenFull};
 pub use files::{
-    ArchiveFormat, DirectoryListing, FileKind, FileStat, MakeDirectoryRequest, MoveRequest, SearchMatch, SearchRequest,
-    SearchResult, Skipped, SkippedFile, UploadResult,
+    ArchiveFormat, DirectoryListing, FileKind, FileStat, FileTime, FileTimeError, MakeDirectoryRequest, MoveRequest,
+    SearchMatch, SearchRequest, SearchResult, Skipped, SkippedFile, UploadResult,
 };
 pub use frame::{Frame, FrameError, INPUT_WINDOW_BYTES, Stream};
 pub use ids::{BootId, ByteOffset, ExecId, IdError, SandboxId, SandboxName, SessionId};

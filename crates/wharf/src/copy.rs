@@ -37,7 +37,7 @@ use tokio::{
 use tokio_util::io::SyncIoBridge;
 use wharf_client::{ClientError, ErrorKind, Files, Like, Sandbox};
 use wharf_files::{Bounds, NewFile, ReplaceError, Root, Tree, Wanted};
-use wharf_protocol::{FileKind, ProblemKind, Skipped, SkippedFile};
+use wharf_protocol::{FileKind, FileStat, FileTime, ProblemKind, Skipped, SkippedFile};
 use wharf_runtime::Runtime;
 
 use crate::{
@@ -201,7 +201,7 @@ async fn copy_out(
         FileKind::File => {
             let wanted = Wanted {
                 mode: Some(stat.mode & 0o777),
-                modified: Duration::try_from_secs_f64(stat.modified_at).ok(),
+                modified: modified(&stat),
                 replace_special: name.is_some(),
                 ..Wanted::default()
             };
@@ -212,7 +212,7 @@ async fn copy_out(
             if link.contains(char::REPLACEMENT_CHARACTER) {
                 bail!("could not copy the symlink `{path}`: its target is no UTF-8 text; its directory can be copied");
             }
-            make_link(&place, Path::new(link), stat.modified_at)?;
+            make_link(&place, Path::new(link), modified(&stat))?;
             Ok(Skipped::default())
         }
         FileKind::Other => bail!("could not copy `{path}`: it is neither a file, a directory nor a symlink"),
@@ -314,12 +314,19 @@ fn own_stream(path: &Path) -> Option<io::Result<OwnedFd>> {
     Some(rustix::io::dup(stream).map_err(Into::into))
 }
 
-fn make_link(place: &Path, target: &Path, modified_at: f64) -> anyhow::Result<()> {
+/// An older sandboxd tells the time less exactly.
+fn modified(stat: &FileStat) -> Option<(i64, u32)> {
+    let rounded = || {
+        let since = Duration::try_from_secs_f64(stat.modified_at).ok()?;
+        Some((since.as_secs().cast_signed(), since.subsec_nanos()))
+    };
+    stat.modified.map(|time| (time.seconds, time.nanoseconds)).or_else(rounded)
+}
+
+fn make_link(place: &Path, target: &Path, modified: Option<(i64, u32)>) -> anyhow::Result<()> {
     let failed = || format!("could not make the symlink `{}`", place.display());
     let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = Path::new(place.file_name().with_context(failed)?);
-    let modified = Duration::try_from_secs_f64(modified_at).ok();
-    let modified = modified.map(|since| (since.as_secs() as i64, since.subsec_nanos()));
     let made = Tree::below(directory, Bounds::NONE).and_then(|mut tree| tree.symlink(name, target, modified));
     made.with_context(failed)
 }
@@ -375,7 +382,7 @@ async fn copy_in(
         return pack_in(files, source, Root::Link, PathBuf::from(name), directory, progress).await;
     }
     let (file, metadata) = open_file(&source, follow)?;
-    let like = Like { mode: Some(metadata.mode() & 0o777), modified_at: modified_at(&metadata) };
+    let like = Like { mode: Some(metadata.mode() & 0o777), modified: Some(modified_at(&metadata)) };
     // Of a file that grows, what was there; a file of /proc says it has no bytes, and has some.
     let length = if metadata.len() == 0 { u64::MAX } else { metadata.len() };
     let file = tokio::fs::File::from_std(file).take(length);
@@ -416,9 +423,8 @@ fn open_file(path: &Path, follow: bool) -> anyhow::Result<(File, Metadata)> {
     bail!("could not copy `{text}`: it is {}", kind_of(found.file_type()))
 }
 
-fn modified_at(metadata: &Metadata) -> Option<f64> {
-    let modified = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(modified.as_secs_f64())
+fn modified_at(metadata: &Metadata) -> FileTime {
+    FileTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 }
 }
 
 async fn pack_in(

@@ -3,7 +3,6 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
     process::Command,
-    time::Duration,
 };
 
 use super::*;
@@ -249,7 +248,7 @@ fn a_descriptor_given_as_a_path_is_no_name_that_could_be_replaced() {
 fn a_mode_and_a_time_are_set_when_they_are_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deep/er/file");
-    let modified = Some(Duration::new(1_600_000_000, 123_456_789));
+    let modified = Some((1_600_000_000, 123_456_789));
     let wanted = Wanted { mode: Some(0o640), modified, parents: true, ..Wanted::default() };
     NewFile::create(&path, wanted).unwrap().commit().unwrap();
     let metadata = fs::metadata(&path).unwrap();

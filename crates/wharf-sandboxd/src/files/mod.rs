@@ -17,13 +17,12 @@ use std::{
         fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 pub use wharf_files::{Bounds, NewFile, Unpacked, Wanted};
 use wharf_files::{ReplaceError, TreeError};
-use wharf_protocol::{DirectoryListing, FileKind, FileStat, Problem, ProblemKind};
+use wharf_protocol::{DirectoryListing, FileKind, FileStat, FileTime, Problem, ProblemKind};
 
 const LONGEST_PATH: usize = 4096;
 /// Entries of one listing.
@@ -163,7 +162,7 @@ pub fn stat(path: &Path, follow: bool) -> Result<FileStat, FilesError> {
 
 fn described(name: String, path: &Path, metadata: &Metadata) -> FileStat {
     let kind = metadata.file_type();
-    let modified = metadata.modified().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let modified = FileTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 };
     FileStat {
         name,
         kind: if kind.is_file() {
@@ -180,7 +179,8 @@ fn described(name: String, path: &Path, metadata: &Metadata) -> FileStat {
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),
-        modified_at: modified.map_or(0.0, |since| since.as_secs_f64()),
+        modified_at: modified.seconds as f64 + f64::from(modified.nanoseconds) / 1e9,
+        modified: Some(modified),
         target: fs::read_link(path).ok().filter(|_| kind.is_symlink()).map(|target| target.display().to_string()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::{
         fs::{FileExt, MetadataExt, PermissionsExt, symlink},
         net::UnixListener,
@@ -133,6 +134,52 @@ fn modes_and_times_come_along_both_ways() {
     let metadata = fs::metadata(copies.at("back")).unwrap();
     assert_eq!((metadata.mode() & 0o7777, metadata.mtime(), metadata.mtime_nsec()), (0o755, time, 250_000_000));
     assert_eq!(tree(&copies.at("dir-back")), tree(&copies.at("dir")));
+}
+
+#[test]
+fn the_times_of_single_files_and_links_are_exact_also_before_1970() {
+    let copies = Copies::new();
+    for (name, date) in [("new", "2024-05-06 07:08:09.123456789"), ("old", "1960-01-02 03:04:05.000000001")] {
+        let link = format!("{name}-link");
+        copies.write(name, "x");
+        symlink(name, copies.at(&link)).unwrap();
+        let touched =
+            Command::new("touch").args(["-h", "-d", date, name, &link]).current_dir(copies.here.path()).status();
+        assert!(touched.unwrap().success());
+        let time = |name: &str| {
+            let metadata = fs::symlink_metadata(copies.at(name)).unwrap();
+            (metadata.mtime(), metadata.mtime_nsec())
+        };
+        for name in [name, &link] {
+            let (inside, back) = (format!("box:{name}"), format!("{name}-back"));
+            copies.copy(&[name, &inside]);
+            copies.copy(&[&inside, &back]);
+            assert_eq!(time(&back), time(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_as_a_stream_and_is_no_whole_archive_is_told_as_what_it_is() {
+    let copies = Copies::new();
+    let stream = |content: &[u8]| {
+        let mut command = copies.wharf.command(&["cp", "-", "box:there"]);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(content).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (content, said) in [
+        (&b""[..], "it is empty"),
+        (b"hello\n", "it is no tar archive"),
+        (b"\x1f\x8b\x08\0", "it is no tar archive but compressed by gzip: decompress it on the way"),
+    ] {
+        assert_eq!(stream(content), (Some(125), format!("error: the archive is refused: {said}\n")));
+    }
+    let mut command = copies.wharf.command(&["cp", "-", "box:there"]);
+    let output = command.stdin(fs::File::open("/").unwrap()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error, "error: could not read standard input: Is a directory (os error 21)\n");
 }
 
 #[test]

@@ -21,8 +21,8 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 use wharf_protocol::{
-    ArchiveFormat, DirectoryListing, FileStat, MakeDirectoryRequest, MoveRequest, Problem, ProblemKind, SearchRequest,
-    SearchResult, Skipped, SkippedFile, UploadResult,
+    ArchiveFormat, DirectoryListing, FileStat, FileTime, FileTimeError, MakeDirectoryRequest, MoveRequest, Problem,
+    ProblemKind, SearchRequest, SearchResult, Skipped, SkippedFile, UploadResult,
 };
 
 use crate::{
@@ -157,8 +157,8 @@ pub(super) struct WriteQuery {
     path: String,
     /// Permission bits in octal, such as 0644; absent: those of the file that is replaced, else 0644.
     mode: Option<String>,
-    /// When it was modified, in seconds since the Unix epoch; absent: now.
-    modified_at: Option<f64>,
+    /// When it was modified, in decimal seconds since the Unix epoch, to the nanosecond; absent: now.
+    modified_at: Option<String>,
     /// Whether missing directories are made.
     #[serde(default)]
     parents: bool,
@@ -179,7 +179,7 @@ pub(super) async fn write(
     let wanted = Wanted {
         mode: query.mode.as_deref().map(parse_mode).transpose()?,
         fresh_mode: Some(0o644),
-        modified: query.modified_at.map(parse_time).transpose()?,
+        modified: query.modified_at.as_deref().map(parse_time).transpose()?,
         parents: query.parents,
         replace_special: false,
     };
@@ -192,9 +192,10 @@ pub(super) async fn write(
     Ok(Json(UploadResult { path: query.path, files: 1, bytes, skipped: Skipped::default() }))
 }
 
-fn parse_time(seconds: f64) -> Result<std::time::Duration, ApiError> {
-    std::time::Duration::try_from_secs_f64(seconds)
-        .map_err(|error| ApiError::invalid("modified_at", seconds.to_string(), error.to_string()))
+fn parse_time(text: &str) -> Result<(i64, u32), ApiError> {
+    let time: FileTime =
+        text.parse().map_err(|error: FileTimeError| ApiError::invalid("modified_at", text, error.to_string()))?;
+    Ok((time.seconds, time.nanoseconds))
 }
 
 fn parse_mode(mode: &str) -> Result<u32, ApiError> {
