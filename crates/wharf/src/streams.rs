@@ -1,6 +1,6 @@
 //! Conversations with what runs in a sandbox: its output to ours, our input and signals to it.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use bytes::BytesMut;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{self, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinSet,
 };
 use wharf_client::{ErrorKind, Input, Output, Sandbox as Client};
@@ -170,10 +170,17 @@ impl Manner {
 /// Carries output, input and signals until the other side ends, or we leave it.
 async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
     let sender = output.input();
-    let (leave, mut leaving) = tokio::sync::mpsc::channel(1);
+    let (leave, mut leaving) = mpsc::channel(1);
     let mut beside = JoinSet::new();
+    let (unreadable, mut input_failure) = oneshot::channel();
     if manner.input {
-        beside.spawn(feed(sender.clone(), manner.stays.then(|| leave.clone())));
+        let feeding = feed(sender.clone(), manner.stays.then(|| leave.clone()));
+        beside.spawn(async {
+            if let Err(error) = feeding.await {
+                // Whoever would be told has ended by itself.
+                let _ = unreadable.send(error);
+            }
+        });
     }
     if !manner.watching {
         let signals = Signals::install()?;
@@ -190,6 +197,10 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
         let frame = tokio::select! {
             biased;
             Some(why) = leaving.recv(), if manner.stays => break Some(Ended::Left(why)),
+            Ok(error) = &mut input_failure, if !input_failure.is_terminated() => {
+                // What came so far is not to be taken for all: the command is ended before it sees an end.
+                return Err(anyhow::Error::new(error).context("could not read standard input"));
+            }
             frame = output.next() => frame?,
         };
         let (piece, last) = match frame {
@@ -272,20 +283,26 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
 }
 
 /// Passes standard input on until its end, or until the keys to detach.
-async fn feed(sender: Input, leave: Option<mpsc::Sender<Leaving>>) {
+///
+/// # Errors
+///
+/// If it cannot be read; then nothing says that it has ended.
+async fn feed(sender: Input, leave: Option<mpsc::Sender<Leaving>>) -> io::Result<()> {
     let mut stdin = tokio::io::stdin();
     let mut buffer = BytesMut::new();
     let mut held = false;
     loop {
         buffer.reserve(READ_BYTES);
         match stdin.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => {
-                match leave {
+            read @ (Ok(0) | Err(_)) => {
+                match (leave, read) {
                     // Ctrl-D is a byte in a raw terminal: only one that has gone ends.
-                    Some(leave) => drop(leave.send(Leaving::TerminalGone).await),
-                    None => drop(sender.send(Frame::InputEnd).await),
+                    (Some(leave), _) => drop(leave.send(Leaving::TerminalGone).await),
+                    // A terminal that has gone has no more input.
+                    (None, Err(error)) if !terminal::is_interactive() => return Err(error),
+                    (None, _) => drop(sender.send(Frame::InputEnd).await),
                 }
-                return;
+                return Ok(());
             }
             Ok(_) => {
                 let mut data = buffer.split().freeze();
@@ -297,7 +314,7 @@ async fn feed(sender: Input, leave: Option<mpsc::Sender<Leaving>>) {
                     if data.starts_with(&DETACH) {
                         // The other side has ended by itself: then there is nothing to detach from.
                         let _ = leave.send(Leaving::Keys).await;
-                        return;
+                        return Ok(());
                     }
                     if data == DETACH[..1] {
                         held = true;
@@ -305,7 +322,7 @@ async fn feed(sender: Input, leave: Option<mpsc::Sender<Leaving>>) {
                     }
                 }
                 if !sender.send(Frame::Input { data }).await {
-                    return;
+                    return Ok(());
                 }
             }
         }
@@ -322,7 +339,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn install() -> std::io::Result<Self> {
+    fn install() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -456,7 +473,7 @@ pub(crate) async fn logs(runtime: &Runtime, arguments: Logs, form: OutputForm) -
     let Some(id) = arguments.id else {
         let log = runtime.log(&arguments.name).await?;
         // What runs in a sandbox has a say in it.
-        let is_seen = std::io::IsTerminal::is_terminal(&std::io::stdout());
+        let is_seen = io::IsTerminal::is_terminal(&io::stdout());
         out::write(if is_seen { show::plain(&log).into_bytes() } else { log }.as_slice())?;
         return Ok(ExitCode::SUCCESS);
     };

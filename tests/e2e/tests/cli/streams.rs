@@ -338,3 +338,16 @@ fn a_command_and_its_input_are_whole_although_the_connection_is_cut_again_and_ag
     let expected = input + &numbers(200_000);
     assert!(bytes == expected.as_bytes(), "{} bytes instead of {}", bytes.len(), expected.len());
 }
+
+#[test]
+fn input_that_cannot_be_read_is_not_taken_for_its_end() {
+    let wharf = with_box();
+    let script = "cat >got && mv got whole";
+    let mut command = wharf.command(&["exec", "-i", "box", "--", "sh", "-c", script]);
+    let output = command.stdin(File::open("/").unwrap()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{error}");
+    assert_eq!(error, "error: could not read standard input: Is a directory (os error 21)\n");
+    wharf.check(&["exec", "box", "--", "test", "-e", "whole"], 1, "");
+    assert_eq!(ps(&wharf)["execs"], serde_json::json!([]));
+}
