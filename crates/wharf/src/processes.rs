@@ -68,11 +68,13 @@ fn ended(code: Option<i32>, signal: Option<i32>) -> String {
     }
 }
 
-/// One line, however it is written: what a sandbox runs is not to move our cursor.
+/// One line, however it is written.
 fn command(exec: &ExecInfo) -> String {
-    let words = exec.argv.join(" ");
-    let plain: String = words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_COMMAND).collect();
-    if words.chars().count() > SHOWN_COMMAND { format!("{plain}…") } else { plain }
+    let shown = out::printable(&exec.argv.join(" "));
+    match shown.char_indices().nth(SHOWN_COMMAND) {
+        Some((end, _)) => format!("{}…", &shown[..end]),
+        None => shown,
+    }
 }
 
 /// Ends execs and sessions and forgets them, or signals them.

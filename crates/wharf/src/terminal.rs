@@ -55,9 +55,18 @@ fn leaving(alternate: bool) -> String {
 /// The terminal's size, or the usual one if there is no terminal.
 pub(crate) fn size() -> TerminalSize {
     match tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => TerminalSize { rows: size.ws_row, columns: size.ws_col },
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => taken(size.ws_row, size.ws_col),
         _ => TerminalSize::default(),
     }
+}
+
+/// The most of a terminal that a sandbox takes. What lies beyond stays empty.
+fn taken(rows: u16, columns: u16) -> TerminalSize {
+    const MOST: u16 = 4096;
+    const MOST_CELLS: u32 = 1 << 20;
+    let rows = rows.min(MOST);
+    let columns = u32::from(columns.min(MOST)).min(MOST_CELLS / u32::from(rows));
+    TerminalSize { rows, columns: columns as u16 }
 }
 
 /// Whether standard input is a terminal.
@@ -70,6 +79,16 @@ mod tests {
     use wharf_sandboxd::screen::{Screen, ScreenSize};
 
     use super::*;
+
+    #[test]
+    fn a_huge_terminal_is_used_in_part() {
+        for (rows, columns, used) in
+            [(24, 80, (24, 80)), (2, 60_000, (2, 4096)), (60_000, 1, (4096, 1)), (5000, 5000, (4096, 256))]
+        {
+            let TerminalSize { rows, columns } = taken(rows, columns);
+            assert_eq!((rows, columns), used);
+        }
+    }
 
     #[test]
     fn whatever_a_program_set_is_undone_where_the_cursor_stands() {
