@@ -417,6 +417,7 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         ".mcp.json",
         ".codex",
         ".gemini",
+        ".qwen",
         ".opencode",
         "opencode.json",
         "opencode.jsonc",

@@ -102,6 +102,7 @@ pub(crate) const PROTECTED: &[Entry] = &[
     entry(Place::Project, ".mcp.json", Absent::Ignored, "starting claude: MCP servers"),
     entry(Place::Project, ".codex", Absent::Ignored, "starting codex: MCP servers and notify"),
     entry(Place::Project, ".gemini", Absent::Ignored, "starting gemini: MCP servers and tools"),
+    entry(Place::Project, ".qwen", Absent::Ignored, "starting qwen: MCP servers and tools"),
     entry(Place::Project, ".opencode", Absent::Ignored, "starting opencode: plugins"),
     entry(Place::Project, "opencode.json", Absent::Ignored, "starting opencode: MCP servers"),
     entry(Place::Project, "opencode.jsonc", Absent::Ignored, "starting opencode: MCP servers"),
