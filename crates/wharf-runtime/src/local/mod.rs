@@ -80,6 +80,8 @@ pub const LAUNCH_ARGUMENT: &str = "__launch";
 const MARK: &str = "wharf-state";
 /// The file beside a record that names what stands on the host while the sandbox runs.
 const PLACEHOLDERS: &str = "placeholders.json";
+/// The file of a sandbox's directory without which it is garbage.
+const RECORD: &str = "record.json";
 const DEFAULT_PROCESSES: u32 = 4096;
 const DEFAULT_DISK_BYTES: u64 = 10 << 30;
 /// How long sandboxd may take to answer a bind.
@@ -139,6 +141,14 @@ pub enum LocalError {
     Subordinate { part: String, reason: String },
     #[error("the record of sandbox `{name}` cannot be read: {reason}")]
     Record { name: SandboxName, reason: String },
+}
+
+impl LocalError {
+    /// Whether the file system of the state is full.
+    fn is_no_space(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::State { source, .. } if full.contains(&source.kind()))
+    }
 }
 
 fn state(action: &'static str, path: &Path, source: io::Error) -> LocalError {
@@ -561,7 +571,11 @@ impl LocalRuntime {
         let _lock = self.lock(name)?;
         let mut record = self.get_whole(name)?;
         record.phase = Phase::Suspended;
-        self.write(&record)?;
+        match self.write(&record) {
+            // What runs ends nevertheless: it may be what takes the space.
+            Err(error) if error.is_no_space() => {}
+            noted => noted?,
+        }
         self.settle(&mut record)
     }
 
@@ -683,8 +697,19 @@ impl LocalRuntime {
             Found::Record(mut record) => {
                 record.phase = Phase::Removing;
                 record.worker = Running::ourselves();
-                self.write(&record)?;
-                self.end(&record)?;
+                match self.write(&record) {
+                    Err(error) if error.is_no_space() => {
+                        // To remove it may be the only way to make space. Without a record it is known as garbage too, once
+                        // nothing of it runs.
+                        self.end(&record)?;
+                        let path = directory.join(RECORD);
+                        fs::remove_file(&path).map_err(|source| state("remove", &path, source))?;
+                    }
+                    noted => {
+                        noted?;
+                        self.end(&record)?;
+                    }
+                }
                 subordinate = record.subordinate;
             }
             Found::Unreadable(_) | Found::Nothing => {
@@ -808,7 +833,7 @@ impl LocalRuntime {
     }
 
     fn write(&self, record: &Record) -> Result<(), LocalError> {
-        let path = record.directory.join("record.json");
+        let path = record.directory.join(RECORD);
         let temporary = record.directory.join("record.json.new");
         // A record may be shown; values may be secrets.
         let spec = SandboxSpec { environment: Environment::new(), ..record.spec.clone() };

@@ -207,7 +207,7 @@ impl Found {
 impl Record {
     /// What the files in `directory` tell.
     pub(super) fn find(directory: &Path) -> Found {
-        let text = match fs::read(directory.join("record.json")) {
+        let text = match fs::read(directory.join(super::RECORD)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Nothing,
             Err(error) => return Found::Unreadable(error.to_string()),

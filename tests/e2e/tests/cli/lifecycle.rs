@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -128,6 +128,29 @@ fn leaves_nothing_unusable(wharf: &Wharf, when: &str) {
     wharf.run(&["rm", "victim"]);
     eventually(&format!("{when}: processes are left"), || wharf.processes().is_empty().then_some(()));
     assert_eq!(wharf.files(), Vec::<PathBuf>::new(), "{when}");
+}
+
+#[test]
+fn a_sandbox_that_has_filled_the_disk_of_its_state_can_be_stopped_and_removed() {
+    let wharf = Wharf::new();
+    let mount = ["-t", "tmpfs", "-o", "size=6m,mode=700", "none"];
+    assert!(Command::new("mount").args(mount).arg(wharf.state.path()).status().unwrap().success(), "run as root");
+    let steps: [&[&str]; 7] = [
+        &["create", "a"],
+        &["exec", "a", "--", "sh", "-c", "cat /dev/zero >file; true"],
+        &["suspend", "a"],
+        &["ls"],
+        &["rm", "a"],
+        &["ls", "-o", "json"],
+        &["run", "--", "true"],
+    ];
+    let outputs = steps.map(|step| wharf.run(step));
+    wharf.run(&["rm", "--all"]);
+    assert!(Command::new("umount").arg("-l").arg(wharf.state.path()).status().unwrap().success());
+    let codes = outputs.each_ref().map(|output| output.status.code().unwrap());
+    assert_eq!(codes, [0, 0, 125, 0, 0, 0, 0], "{outputs:?}");
+    let texts = outputs.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    assert!(texts[3].contains("its processes have ended") && texts[5] == "[]\n", "{texts:?}");
 }
 
 #[test]
