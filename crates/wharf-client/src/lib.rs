@@ -33,7 +33,7 @@ pub use self::{
     files::{Files, Like},
     handle::{Exec, Session},
     output::{Input, Output},
-    route::{Connection, Dial, Route, RouteStream},
+    route::{Connection, Dial, Locate, Route, RouteStream},
 };
 
 /// How long a call that waits for nothing may take.
@@ -259,6 +259,8 @@ impl Sandbox {
                 self.send(Method::GET, "/v1/health", None, empty(), LOOK_INTERVAL).await
             };
             match timeout_at(heard.last() + SILENCE, look).await {
+                // Of the sandbox, that says nothing, and TCP itself notices when a connection of ours ends.
+                Ok(Err(error)) if is_unlocatable(self.route(), &error) => heard.now(),
                 Ok(Err(ClientError::Connect { .. } | ClientError::TimedOut { .. } | ClientError::Gateway { .. })) => {}
                 Ok(_) => heard.now(),
                 Err(_) if heard.last().elapsed() >= SILENCE => return,
@@ -274,6 +276,11 @@ impl Sandbox {
             .header(header::HOST, "sandbox")
             .header(header::AUTHORIZATION, format!("Bearer {}", self.key.reveal()))
     }
+}
+
+/// Whether nobody could say where the sandbox is.
+fn is_unlocatable(route: &Route, error: &ClientError) -> bool {
+    matches!((route, error), (Route::Located(_), ClientError::Connect { source, .. }) if source.kind() == std::io::ErrorKind::Other)
 }
 
 fn new_exec_id() -> ExecId {

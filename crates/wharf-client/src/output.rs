@@ -416,7 +416,7 @@ async fn pass_on(outgoing: &mut Outgoing, sink: &mut SplitSink<Socket, Message>)
 /// Whether sandboxd itself has ended: then nobody listens where it did.
 pub(crate) fn nobody_listens(route: &Route, error: &ClientError) -> bool {
     match (route, error) {
-        (Route::Unix(_) | Route::Tcp(_), ClientError::Connect { source, .. }) => {
+        (Route::Unix(_) | Route::Tcp(_) | Route::Located(_), ClientError::Connect { source, .. }) => {
             matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
         }
         // Whoever leads there knows that nothing is at its end any more.

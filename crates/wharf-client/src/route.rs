@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Less than a connection may take: where no name server answers, that is the reason to tell.
+/// Less than a connection may take: where nobody answers who knows the address, that is the reason to tell.
 const LOOK_UP_PATIENCE: Duration = Duration::from_secs(4);
 
 /// A quiet peer is asked whether it is there after `KEEPALIVE_IDLE`; after as many unanswered questions it is gone.
@@ -24,8 +24,17 @@ pub enum Route {
     Tcp(SocketAddr),
     /// A host name and a port, looked up at every connection.
     Host(String, u16),
+    /// An address that is asked for before every connection: whoever has it later may be another.
+    Located(Arc<dyn Locate>),
     /// Somebody else's way, such as a port-forward through an API server.
     Through(Arc<dyn Dial>),
+}
+
+/// Knows where one sandbox is.
+pub trait Locate: fmt::Debug + fmt::Display + Send + Sync {
+    /// Its address now. An error of the kind [`io::ErrorKind::NotFound`] says that it has none any more, and any other one
+    /// is told as [`io::ErrorKind::Other`]: nobody could say.
+    fn locate(&self) -> Pin<Box<dyn Future<Output = io::Result<SocketAddr>> + Send + '_>>;
 }
 
 /// Opens connections to one sandbox.
@@ -57,6 +66,7 @@ impl Route {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
             Self::Through(way) => way.dial().await?,
             Self::Tcp(address) => Box::new(connect_tcp(address, carries).await?),
+            Self::Located(place) => Box::new(connect_tcp(locate(place.as_ref()).await?, carries).await?),
             Self::Host(name, port) => Box::new(connect_tcp(look_up(name, *port).await?.as_slice(), carries).await?),
         })
     }
@@ -65,8 +75,16 @@ impl Route {
     pub(crate) fn may_change(&self) -> bool {
         match self {
             Self::Unix(_) | Self::Through(_) => true,
-            Self::Tcp(_) | Self::Host(..) => false,
+            Self::Tcp(_) | Self::Host(..) | Self::Located(_) => false,
         }
+    }
+}
+
+async fn locate(place: &dyn Locate) -> io::Result<SocketAddr> {
+    match timeout(LOOK_UP_PATIENCE, place.locate()).await {
+        Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(io::Error::other(error)),
+        Ok(located) => located,
+        Err(_) => Err(io::Error::other(format!("nobody has said within {} s where it is", LOOK_UP_PATIENCE.as_secs()))),
     }
 }
 
@@ -109,6 +127,7 @@ impl fmt::Display for Route {
             Self::Unix(path) => path.display().fmt(f),
             Self::Tcp(address) => address.fmt(f),
             Self::Host(name, port) => write!(f, "{name}:{port}"),
+            Self::Located(place) => place.fmt(f),
             Self::Through(way) => way.fmt(f),
         }
     }

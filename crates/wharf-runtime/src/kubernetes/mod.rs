@@ -416,7 +416,8 @@ impl KubernetesRuntime {
         };
         let sandbox = match verdict {
             Some(Verdict::Reachable { address }) => {
-                let route = route::route(&self.cluster, self.settings.route, &names, &address);
+                let uid = pod.map_or("", |pod| &pod.uid);
+                let route = route::route(&self.cluster, self.settings.route, &names, uid, &address);
                 route.map(|route| Sandbox::new(route, anchor.key.clone()))
             }
             Some(Verdict::Waiting(_) | Verdict::Failed(_)) | None => None,

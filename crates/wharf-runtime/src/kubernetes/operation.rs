@@ -523,7 +523,8 @@ impl<'a> Operation<'a> {
         self.tell(Waiting::at(Stage::Binding));
         loop {
             let anchor = self.anchor()?;
-            let route = super::route::route(self.cluster, self.settings.route, &self.names, &address);
+            let pod_uid = self.observed.get(Part::Pod).map_or("", |pod| &pod.uid);
+            let route = super::route::route(self.cluster, self.settings.route, &self.names, pod_uid, &address);
             let route =
                 route.ok_or_else(|| KubernetesError::Address { id: self.id.clone(), address: address.clone() })?;
             let (id, profile) = (self.id, self.profile);
