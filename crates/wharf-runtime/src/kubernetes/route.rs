@@ -9,7 +9,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, client::UpgradeConnectionError};
+use kube::Api;
 use tokio::time::Instant;
 use wharf_client::{Dial, Locate, Route, RouteStream};
 
@@ -152,14 +152,10 @@ impl Dial for PortForward {
     }
 }
 
+/// Whether the API server itself knows no such pod. A kubelet that has just started knows none of its pods yet, and says 404
+/// too, in words of its own.
 fn is_not_found(error: &kube::Error) -> bool {
-    match error {
-        kube::Error::Api(status) => status.code == 404,
-        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
-            *status == http::StatusCode::NOT_FOUND
-        }
-        _ => false,
-    }
+    matches!(error, kube::Error::Api(status) if status.code == 404 && status.reason == "NotFound")
 }
 
 impl fmt::Display for PortForward {
@@ -201,6 +197,18 @@ mod tests {
             "name": "sandbox", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": state,
         });
         json!({ "phase": "Running", "podIP": ADDRESS, "containerStatuses": [container] })
+    }
+
+    /// A command was lost when its node's kubelet was started anew.
+    #[test]
+    fn a_pod_is_not_there_when_the_api_server_says_so_and_not_a_kubelet() {
+        let of_server = r#"{"kind":"Status","status":"Failure","message":"pods \"wharf-box\" not found","reason":"NotFound","code":404}"#;
+        let of_server: kube::core::Status = serde_json::from_str(of_server).unwrap();
+        // As kube makes one of an answer that is none.
+        let of_kubelet = kube::core::Status::failure("pod does not exist", "Failed to parse error data").with_code(404);
+        for (status, expected) in [(of_server, true), (of_kubelet, false)] {
+            assert_eq!(is_not_found(&kube::Error::Api(Box::new(status))), expected);
+        }
     }
 
     /// A client that was held up sent its key to the pod that had the address by then.
