@@ -275,8 +275,12 @@ fn kubernetes_hint(error: &KubernetesError) -> Option<String> {
             }
             ApiErrorKind::Unauthorized => "the kubeconfig's credentials are not accepted (any more)".to_owned(),
             ApiErrorKind::Quota => {
-                "`kubectl describe quota` tells what is used; `--memory`, `--cpus` ask for less".to_owned()
+                "`kubectl describe quota` tells what is used; `--memory` and `--cpus` say how much is asked for".to_owned()
             }
+            ApiErrorKind::LimitRange => "`kubectl describe limitrange` tells what the namespace allows; `--memory`, `--cpus`, \
+                                         `--disk` and the requests of the configuration (`resource_memory_request` and the \
+                                         like) ask for another size"
+                .to_owned(),
             ApiErrorKind::NotFound if error.message.starts_with("namespaces ") => {
                 "`kubectl create namespace` makes it".to_owned()
             }

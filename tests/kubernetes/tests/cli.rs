@@ -659,6 +659,31 @@ async fn a_cluster_that_has_no_room_says_why() {
     .await;
 }
 
+/// `prepare` asked for less than such namespaces allow, and nobody could make it ask for more.
+#[tokio::test]
+async fn a_limit_range_bounds_a_sandbox_and_not_what_prepares_it() {
+    with_wharf("limit-range", async |wharf| {
+        let bounds = json!({
+            "apiVersion": "v1", "kind": "LimitRange", "metadata": { "name": "bounds" },
+            "spec": { "limits": [{
+                "type": "Container",
+                "min": { "memory": "48Mi" }, "max": { "cpu": "500m" }, "maxLimitRequestRatio": { "memory": "2" },
+            }] },
+        });
+        wharf.applied(&["create", "-f", "-"], &bounds.to_string());
+        let told = ["per Container is 2, but provided ratio is 32", "`kubectl describe limitrange`"];
+        wharf.refuses(&["run", "--", "true"], 125, &told);
+        for carrier in ["image-volume", "init-container"] {
+            wharf.configure(&format!("sandboxd_carrier = \"{carrier}\""), "");
+            wharf.check(&["run", "--memory", "128M", "--", "echo", "bounded"], 0, "bounded\n");
+        }
+        let told = ["minimum memory usage per Container is 48Mi, but request is 41943040"];
+        wharf.refuses(&["run", "--memory", "40M", "--", "true"], 125, &told);
+        wharf.settles(&[]).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_sandbox_that_memory_ended_says_so() {
     with_wharf("oom", async |wharf| {

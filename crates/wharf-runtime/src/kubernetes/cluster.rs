@@ -476,6 +476,8 @@ pub enum ApiErrorKind {
     NoServiceAccount,
     /// A ResourceQuota is used up.
     Quota,
+    /// A LimitRange allows no object of this size.
+    LimitRange,
     /// Pod Security, a webhook or another admission plugin says no.
     Admission,
     /// The object is not one that the API server takes.
@@ -555,6 +557,11 @@ impl ApiError {
         }
     }
 
+    /// Whether a LimitRange allows no container of this size.
+    pub(super) fn is_about_a_containers_size(&self) -> bool {
+        self.kind == ApiErrorKind::LimitRange && self.message.contains(PER_CONTAINER)
+    }
+
     /// Whether the same call may go well later.
     pub fn is_retryable(&self) -> bool {
         match self.kind {
@@ -570,6 +577,7 @@ impl ApiError {
             | ApiErrorKind::Replaced
             | ApiErrorKind::Unauthorized
             | ApiErrorKind::Quota
+            | ApiErrorKind::LimitRange
             | ApiErrorKind::Admission
             | ApiErrorKind::Invalid
             | ApiErrorKind::Expired
@@ -577,6 +585,10 @@ impl ApiError {
         }
     }
 }
+
+/// What a LimitRange says it is about.
+const LIMITED: [&str; 3] = [PER_CONTAINER, " per Pod is ", " per PersistentVolumeClaim is "];
+const PER_CONTAINER: &str = " per Container is ";
 
 fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
     match (code, reason) {
@@ -591,6 +603,7 @@ fn kind_of(code: u16, reason: &str, message: &str) -> ApiErrorKind {
         // An admission plugin that is still starting.
         (403, _) if message.contains("not yet ready to handle request") => ApiErrorKind::Busy,
         (403, _) if message.contains("exceeded quota") || message.contains("failed quota") => ApiErrorKind::Quota,
+        (403, _) if LIMITED.iter().any(|limited| message.contains(limited)) => ApiErrorKind::LimitRange,
         (403, _) if message.contains("violates PodSecurity") || message.contains("admission webhook") => {
             ApiErrorKind::Admission
         }
@@ -644,6 +657,7 @@ mod tests {
             (409, "Conflict", "the UID in the precondition (a) does not match the UID", ApiErrorKind::Replaced, false),
             (403, "Forbidden", rbac, ApiErrorKind::Forbidden, false),
             (403, "Forbidden", "pods \"x\" is forbidden: exceeded quota: q", ApiErrorKind::Quota, false),
+            (403, "Forbidden", "maximum cpu usage per Container is 1, but limit is 2", ApiErrorKind::LimitRange, false),
             (403, "Forbidden", "violates PodSecurity \"restricted:latest\"", ApiErrorKind::Admission, false),
             (403, "Forbidden", "unable to create new content in namespace x", ApiErrorKind::Admission, false),
             (403, "Forbidden", "error looking up service account n/default", ApiErrorKind::NoServiceAccount, true),

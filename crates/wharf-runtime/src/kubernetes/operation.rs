@@ -26,7 +26,7 @@ use super::{
     anchor::{Anchor, AnchorChange, NewAnchor, Wanted},
     apply::Apply,
     cluster::{ApiError, ApiErrorKind, Cluster, causes},
-    manifest::{Objects, Owner, container_name, locked},
+    manifest::{Objects, Owner, container_name, evened, locked},
     names::Names,
     observe::Observed,
     part::Part,
@@ -305,8 +305,14 @@ impl<'a> Operation<'a> {
                     // What cannot be changed is made, or is what it is.
                     if !looked_at.contains(part) || matches!(part, Part::Pod | Part::Workspace) {
                         // Whatever has the name is not taken over, but seen.
-                        let manifest = owner.adopt(manifest);
-                        return Ok((*part, Some(apply.create(*part, part.name(names), &manifest).await?)));
+                        let create = async |manifest: &Value| {
+                            apply.create(*part, part.name(names), &owner.adopt(manifest)).await
+                        };
+                        let mut made = create(manifest).await;
+                        if *part == Part::Pod && made.as_ref().is_err_and(ApiError::is_about_a_containers_size) {
+                            made = create(&evened(manifest)).await;
+                        }
+                        return Ok((*part, Some(made?)));
                     }
                     Ok((*part, Some(apply.apply(*part, part.name(names), manifest, owner).await?)))
                 }

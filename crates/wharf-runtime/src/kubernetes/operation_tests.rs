@@ -91,6 +91,35 @@ async fn a_call_that_may_go_well_later_is_tried_again_and_one_that_is_refused_is
     assert_eq!(left(&server), []);
 }
 
+/// A LimitRange with a minimum above what `prepare` asks for made sandboxes impossible.
+#[tokio::test(start_paused = true)]
+async fn what_a_limit_range_refuses_for_its_small_containers_is_asked_for_with_larger_ones() {
+    let refusal = "pods \"wharf-box\" is forbidden: minimum memory usage per Container is 48Mi, but request is 8Mi";
+    for carrier in ["auto", "init-container"] {
+        let server = MockServer::start();
+        server.set_pod_status(unschedulable());
+        let runtime = server.runtime(&format!("{CONFIG}\nwharf.sandboxd_carrier = '{carrier}'"));
+        server.fail("POST pods", 403, "Forbidden", refusal);
+        leave_half_made(&runtime).await;
+        let pod = server.object(Part::Pod, NAME).unwrap();
+        let asked = json!({ "cpu": "100m", "memory": "256Mi", "ephemeral-storage": "256Mi" });
+        let containers = ["containers", "initContainers"].map(|kind| pod["spec"][kind].as_array().cloned());
+        for container in containers.into_iter().flatten().flatten() {
+            let resources = &container["resources"];
+            assert_eq!(resources["requests"], asked, "{}", container["name"]);
+            assert_eq!(resources["limits"] == asked, container["name"] != "sandbox", "{}", container["name"]);
+        }
+    }
+    let server = MockServer::start();
+    let runtime = server.runtime(CONFIG);
+    server.fail("POST pods", 403, "Forbidden", refusal);
+    server.fail("POST pods", 403, "Forbidden", "minimum memory usage per Container is 512Mi, but request is 256Mi");
+    let error = create(&runtime).await.unwrap_err();
+    assert!(matches!(&error, KubernetesError::Api(error) if error.kind == ApiErrorKind::LimitRange), "{error}");
+    assert!(error.to_string().contains("512Mi"), "{error}");
+    assert_eq!(left(&server), []);
+}
+
 /// It was tried for all of the time that a start may take.
 #[tokio::test(start_paused = true)]
 async fn a_service_account_that_is_not_there_is_told_after_seconds() {

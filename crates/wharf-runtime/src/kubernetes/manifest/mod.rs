@@ -20,7 +20,7 @@ use wharf_protocol::SandboxId;
 pub use self::ownership::{FIELD_MANAGER, Owner, Ownership, labels};
 pub(super) use self::{
     ownership::{is_orphan, whose},
-    wharf::locked,
+    wharf::{evened, locked},
 };
 use super::{
     names::Names,

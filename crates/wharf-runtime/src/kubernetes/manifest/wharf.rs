@@ -226,6 +226,22 @@ pub(crate) fn locked(pod: &Value, digest: &str) -> Value {
     pod
 }
 
+/// The pod whose containers beside the sandbox are no smaller than that one asks to be, and no larger: for a namespace whose
+/// LimitRange allows no small ones. Whatever it allows of the sandbox it allows of them.
+pub(crate) fn evened(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    let is_sandbox = |container: &Value| container["name"] == container_name(Profile::Wharf);
+    let sandbox = pod["spec"]["containers"].as_array().and_then(|all| all.iter().find(|one| is_sandbox(one)));
+    let requests = sandbox.map_or(Value::Null, |sandbox| sandbox["resources"]["requests"].clone());
+    for kind in ["containers", "initContainers"] {
+        let containers = pod["spec"].get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten();
+        for container in containers.filter(|container| !is_sandbox(container)) {
+            container["resources"] = json!({ "limits": requests, "requests": requests });
+        }
+    }
+    pod
+}
+
 /// What Pod Security's level `restricted` asks of a container.
 fn restricted() -> Value {
     json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } })
