@@ -33,6 +33,8 @@ const PENDING_INPUT: usize = 16;
 const LARGEST_MESSAGE: usize = 4 << 20;
 /// Output that was read is acknowledged after so many bytes, and whenever no more is there.
 const ACKNOWLEDGED_AT_ONCE: u64 = 1 << 20;
+/// So much no process has ever printed, and sums of offsets below it are numbers.
+const BEYOND_ANY_LOG: u64 = 1 << 60;
 /// A sandboxd that has ended does not come back at its socket.
 pub(crate) const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -291,7 +293,7 @@ impl Output {
                         self.outgoing.taken_up_to(offset.0);
                         continue;
                     }
-                    self.note(&frame);
+                    self.note(&frame)?;
                     return Ok(Some(frame));
                 }
                 Some(Ok(Message::Close(Some(close)))) if !close.reason.is_empty() => {
@@ -351,13 +353,18 @@ impl Output {
         Ok(())
     }
 
-    fn note(&mut self, frame: &Frame) {
+    /// Takes note of where the output is after `frame`; an offset that no log has is no proper answer.
+    fn note(&mut self, frame: &Frame) -> Result<(), ClientError> {
+        let absurd = || ClientError::Answer { reason: "an offset of its output is absurd".to_owned() };
         match frame {
             Frame::Output { offset, data, .. } => {
                 // What painted the screen is not of the log: it stands at the offset where the log goes on.
                 let painted = std::mem::take(&mut self.redraw);
-                self.offset = if painted { offset.0 } else { offset.0 + data.len() as u64 };
+                let end =
+                    offset.0.checked_add(data.len() as u64).filter(|end| *end < BEYOND_ANY_LOG).ok_or_else(absurd)?;
+                self.offset = if painted { offset.0 } else { end };
             }
+            Frame::Gap { from, to } if from > to || to.0 >= BEYOND_ANY_LOG => return Err(absurd()),
             Frame::Gap { to, .. } => self.offset = to.0,
             Frame::Exit { .. } | Frame::End { .. } => self.ended = true,
             Frame::InputTaken { .. }
@@ -368,6 +375,7 @@ impl Output {
             | Frame::Resize { .. }
             | Frame::Signal { .. } => {}
         }
+        Ok(())
     }
 
     async fn open(&self) -> Result<Socket, ClientError> {

@@ -92,6 +92,23 @@ async fn next_input(
     }
 }
 
+/// They were added and subtracted without a look.
+#[tokio::test(start_paused = true)]
+async fn an_offset_that_no_log_has_is_no_proper_answer() {
+    let gap = |from, to| Frame::Gap { from: ByteOffset(from), to: ByteOffset(to) };
+    for absurd in [gap(9, 3), gap(0, u64::MAX), output(u64::MAX - 3, "text"), output(1 << 60, "text")] {
+        let (mut stream, mut lines) = attached();
+        let server = async {
+            let (mut socket, _) = accept(lines.recv().await.unwrap()).await;
+            socket.send(Message::Binary(absurd.encode())).await.unwrap();
+            socket
+        };
+        let (answer, _socket) = tokio::join!(stream.next(), server);
+        let error = answer.unwrap_err();
+        assert!(matches!(error, wharf_client::ClientError::Answer { .. }), "{absurd:?}: {error}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn input_that_was_not_taken_is_sent_again_and_waits_for_the_process() {
     let (mut stream, mut lines) = attached();

@@ -124,7 +124,8 @@ async fn concluded(
         }
     }
     Ok(match ended? {
-        Ended::Exited { code, missing } => whole(missing, code as u8),
+        // What no process ends with is no success either.
+        Ended::Exited { code, missing } => whole(missing, u8::try_from(code).unwrap_or(u8::MAX)),
         Ended::Closed { missing } => whole(missing, 0),
         Ended::Left(Leaving::Keys) => ExitCode::SUCCESS,
         Ended::Left(Leaving::Signal(signal)) => ExitCode::from(128 + signal as u8),
@@ -206,13 +207,13 @@ async fn converse(mut output: Output, manner: Manner) -> anyhow::Result<Ended> {
         let (piece, last) = match frame {
             Some(frame @ (Frame::Output { .. } | Frame::Gap { .. } | Frame::Exit { .. } | Frame::End { .. })) => {
                 if let Frame::Gap { from, to } = frame {
-                    missing += to.0 - from.0;
+                    missing = u64::saturating_add(missing, to.0 - from.0);
                     let (start, end) = if manner.tty { ("\r\n", "\r") } else { ("", "") };
                     note!("{start}wharf: {} bytes of output are no longer kept{end}", to.0 - from.0);
                 }
                 let last = match frame {
                     Frame::Exit { code, signal } => {
-                        let code = code.or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+                        let code = code.or(signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
                         Some(Ended::Exited { code, missing })
                     }
                     Frame::End { .. } if manner.session => Some(Ended::Closed { missing }),
