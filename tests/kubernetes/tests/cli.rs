@@ -23,6 +23,7 @@ use tokio::{
 use wharf_kubernetes_tests::{
     cli::wharf,
     cluster::{Namespace, RESTRICTED, list_objects, settle, with_labelled_namespace, with_namespace},
+    fault_proxy::{Action, Fault, FaultProxy, Gate, Match, Verb},
 };
 
 const IMAGE: &str = "localhost/wharf/debian:test";
@@ -288,6 +289,27 @@ async fn output_is_followed_and_watching_ends_nothing() {
         watcher.wait().unwrap();
         let all = wharf.json(&["inspect", "box"]);
         assert!(all["execs"].as_array().unwrap().iter().any(|exec| exec["state"] == "running"), "{all}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_a_long_log_the_last_5000_lines_are_shown() {
+    with_wharf("log", async |wharf| {
+        wharf.check(&["create", "box"], 0, "box\n");
+        // sandboxd has not that much to say.
+        wharf.applied(&["delete", "pod", "wharf-box", "--grace-period=0", "--force"], "");
+        let container = json!({
+            "name": "sandbox", "image": IMAGE, "imagePullPolicy": "Never", "command": ["seq", "6000"],
+        });
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "wharf-box" },
+            "spec": { "containers": [container], "restartPolicy": "Never" },
+        });
+        wharf.applied(&["create", "-f", "-"], &pod.to_string());
+        wharf.applied(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/wharf-box", "--timeout=60s"], "");
+        let last: Vec<String> = (1001..=6000).map(|line| line.to_string()).collect();
+        assert_eq!(wharf.get(&["logs", "box"]).lines().collect::<Vec<_>>(), last);
     })
     .await;
 }
@@ -782,6 +804,38 @@ async fn a_command_goes_on_when_its_port_forward_is_cut_and_no_line_is_lost_or_s
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
         wharf.refuses(&["exec", "box", "--", "cat", "/tmp/killed"], 1, &["No such file"]);
+    })
+    .await;
+}
+
+/// One in forty stayed for ever: the answer that an exec has been started never came to who had asked for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_caller_is_killed_before_it_attaches_ends() {
+    with_wharf("unattached", async |mut wharf| {
+        wharf.check(&["create", "box"], 0, "box\n");
+        let states = |wharf: &Wharf| {
+            let all = wharf.json(&["inspect", "box"]);
+            let execs = all["execs"].as_array().unwrap().iter();
+            execs.map(|exec| exec["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let (proxy, gate) = (FaultProxy::start(wharf.namespace.config.clone()).await, Gate::default());
+        let tunnel = Match::new(Verb::Connect, "pods/portforward");
+        proxy.add(Fault::once(tunnel, Action::HoldWhatComes(gate.clone())));
+        let direct = wharf.kubeconfig.clone();
+        wharf.kubeconfig = PathBuf::from(wharf.write("kubeconfig", &proxy.kubeconfig(&wharf.namespace.name)));
+        let arguments = ["--route", "port-forward", "exec", "box", "--", "sh", "-c", "echo begun; sleep 1000"];
+        let mut child = wharf.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        wharf.kubeconfig = direct;
+        while states(&wharf) != ["running"] {
+            assert_eq!(child.try_wait().unwrap(), None);
+        }
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"", "it has not attached");
+        while states(&wharf).iter().any(|state| state == "running") {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        gate.open();
     })
     .await;
 }
