@@ -34,6 +34,8 @@ const GITIGNORE: &str = ".gitignore";
 const EVERYTHING: &str = "*\n";
 /// How many directories of a mount are looked into, those nearest to its top first.
 const DIRECTORIES: usize = 65_536;
+/// How many paths of all mounts are covered, those nearest to a top first: each is a mount, which takes a millisecond or two.
+const COVERS: usize = 4096;
 /// The longest config of a repository that is read.
 const CONFIG_BYTES: u64 = 1 << 20;
 
@@ -106,23 +108,29 @@ impl Mounts {
     /// directories than are looked into.
     pub(super) fn keep(&mut self, protected_before: &[String]) {
         for PlannedMount { spec, covers } in self.planned.iter_mut().filter(|mount| !mount.spec.read_only) {
+            let mut all: BTreeMap<PathBuf, With> =
+                std::mem::take(covers).into_iter().map(|cover| (cover.path, cover.with)).collect();
             for inside in protected_before {
                 let Ok(path) = Path::new(inside).strip_prefix(&spec.target) else { continue };
                 let on_host = Path::new(&spec.source).join(path);
-                let is_covered = covers
-                    .iter()
-                    .any(|cover| cover.path == path || cover.with != With::Itself && path.starts_with(&cover.path));
+                let is_covered = all.contains_key(path)
+                    || path.ancestors().any(|above| all.get(above).is_some_and(|with| *with != With::Itself));
                 // What covers a path is mounted there, so no part above it may be a link.
-                let is_in_place =
-                    on_host.parent().is_some_and(|parent| fs::canonicalize(parent).is_ok_and(|found| found == parent));
-                if is_covered || path.as_os_str().is_empty() || !is_in_place || fs::symlink_metadata(&on_host).is_err()
+                let is_in_place = || {
+                    on_host.parent().is_some_and(|parent| fs::canonicalize(parent).is_ok_and(|found| found == parent))
+                };
+                if is_covered
+                    || path.as_os_str().is_empty()
+                    || all.len() >= 2 * COVERS
+                    || fs::symlink_metadata(&on_host).is_err()
+                    || !is_in_place()
                 {
                     continue;
                 }
-                let at = covers.partition_point(|cover| *cover.path < *path);
-                covers.insert(at, Cover { path: path.to_owned(), with: With::ReadOnly });
+                all.insert(path.to_owned(), With::ReadOnly);
                 self.protected.push(inside.clone());
             }
+            *covers = all.into_iter().map(|(path, with)| Cover { path, with }).collect();
         }
     }
 
@@ -157,6 +165,7 @@ pub(super) fn plan_mounts(
     // What is within another comes after it, or would be hidden by it.
     shown.sort_by_key(|mount| Path::new(&mount.target).components().count());
     let mut all = VecDeque::from(shown.clone());
+    let mut covered = 0;
     while let Some(mount) = all.pop_front() {
         let mut found = Survey {
             mount: &mount,
@@ -164,9 +173,11 @@ pub(super) fn plan_mounts(
             shown: &shown,
             homes,
             programs,
+            left: COVERS.saturating_sub(covered),
             found: Found::default(),
         }
         .take(DIRECTORIES);
+        covered += found.covers.len();
         for directory in found.git_directories_outside {
             let is_shown = shown.iter().any(|other| place_in(other, &directory).as_ref() == Some(&directory));
             let Some(directory) = directory.to_str().map(str::to_owned) else {
@@ -272,6 +283,8 @@ struct Survey<'a> {
     shown: &'a [MountSpec],
     homes: &'a [PathBuf],
     programs: &'a [PathBuf],
+    /// How many paths may be covered.
+    left: usize,
     found: Found,
 }
 
@@ -292,6 +305,13 @@ impl Survey<'_> {
             self.walk(directories);
             self.look_at_programs();
         }
+        if self.is_full() {
+            self.found.warnings.push(format!(
+                "`{}` has more than {} paths that this machine would run something from: those deepest below it can be \
+                 written inside; a mount of less is protected whole",
+                self.mount.source, self.left
+            ));
+        }
         self.found
     }
 
@@ -310,6 +330,11 @@ impl Survey<'_> {
         }
     }
 
+    /// Whether no more paths are looked for: what is in one directory is covered all the same.
+    fn is_full(&self) -> bool {
+        self.found.covers.len() > self.left
+    }
+
     fn walk(&mut self, directories: usize) {
         let mut left = directories;
         let mut queue = VecDeque::from([PathBuf::new()]);
@@ -319,7 +344,7 @@ impl Survey<'_> {
             let entries: Vec<fs::DirEntry> = read.into_iter().flatten().flatten().collect();
             let names = is_listed.then(|| entries.iter().map(fs::DirEntry::file_name).collect());
             self.look_at(&directory, names.as_ref());
-            if self.mount.read_only {
+            if self.mount.read_only || self.is_full() {
                 return;
             }
             for entry in entries {
@@ -478,6 +503,9 @@ impl Survey<'_> {
         }
         self.look_at_alternates(directory);
         for worktree in self.directories(&directory.join("worktrees")) {
+            if self.is_full() {
+                return;
+            }
             self.pin(&worktree);
             for entry in PROTECTED.iter().filter(|entry| entry.place == Place::LinkedWorktree) {
                 self.cover(&worktree.join(entry.name), entry.absent);
@@ -497,6 +525,9 @@ impl Survey<'_> {
         let mut modules = self.directories(&directory.join("modules"));
         let mut left = DIRECTORIES;
         while let Some(module) = modules.pop() {
+            if self.is_full() {
+                return;
+            }
             self.pin(&module);
             if self.is_git_directory(&module) {
                 self.look_at_git_directory(&module);

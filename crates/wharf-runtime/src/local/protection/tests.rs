@@ -165,16 +165,27 @@ fn repositories_are_found_among_many_directories_or_that_is_warned_of() {
     assert_eq!(with(&plan, "vendor/a/lib/.git/config"), Some(&With::ReadOnly));
     assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     let mount = host.mount("");
-    let survey = Survey {
-        mount: &mount,
-        source: Path::new(&mount.source),
-        shown: &[],
-        homes: &[],
-        programs: &[],
-        found: Found::default(),
-    };
-    let found = survey.take(5000);
+    let source = Path::new(&mount.source);
+    let survey =
+        |left| Survey { mount: &mount, source, shown: &[], homes: &[], programs: &[], left, found: Found::default() };
+    let found = survey(COVERS).take(5000);
     assert!(found.warnings.iter().any(|warning| warning.contains("more than 5000")), "{:?}", found.warnings);
+    // What is made in each, in a repository's own directories too, does not have more mounted than the kernel allows.
+    for directory in 0..200 {
+        fs::create_dir(host.path().join(format!("d{directory}/.vscode"))).unwrap();
+    }
+    host.git("", &["init", "-q"]);
+    for directory in 0..200 {
+        fs::create_dir_all(host.path().join(format!(".git/worktrees/w{directory}"))).unwrap();
+    }
+    let bounded = |plan: &Found| {
+        plan.covers.len() < 100 + 2 * PROTECTED.len() && plan.covers.contains_key(Path::new(".mcp.json"))
+    };
+    let found = survey(100).take(DIRECTORIES);
+    assert!(bounded(&found), "{}", found.covers.len());
+    assert!(found.warnings.iter().any(|warning| warning.contains("more than 100 paths")), "{:?}", found.warnings);
+    fs::remove_dir_all(host.path().join(".git")).unwrap();
+    assert!(bounded(&survey(100).take(DIRECTORIES)));
 }
 
 #[test]
