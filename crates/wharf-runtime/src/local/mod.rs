@@ -78,6 +78,8 @@ pub const LAUNCH_ARGUMENT: &str = "__launch";
 
 /// In a state directory: says that it is one, and that what is in it is ours.
 const MARK: &str = "wharf-state";
+/// In a state directory: what opens sandboxes, or lies under them.
+const KEEPS: [&str; 3] = ["sandboxes", "r", "bases"];
 /// The file beside a record that names what stands on the host while the sandbox runs.
 const PLACEHOLDERS: &str = "placeholders.json";
 /// The file of a sandbox's directory without which it is garbage.

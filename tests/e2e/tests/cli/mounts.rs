@@ -755,6 +755,22 @@ fn a_mount_shows_nothing_of_what_wharf_keeps_of_sandboxes() {
         assert!(String::from_utf8_lossy(&refused.stderr).contains("`--mount`"), "{refused:?}");
         let workspace = state.join("sandboxes/victim/workspace");
         owner.wharf.check(&["run", "--mount", workspace.to_str().unwrap(), "--", "true"], 0, "");
+        // Another state directory of the owner's is as little to be seen, neither now nor by what is done to its mark.
+        let mine = tempfile::tempdir_in(owner.directory.path()).unwrap();
+        std::os::unix::fs::chown(mine.path(), Some(owner.uid), Some(owner.uid)).unwrap();
+        let theirs = std::mem::replace(&mut owner.wharf.state, mine);
+        for mode in ["", "", ":ro"] {
+            for (directory, inside) in [("above", inside.as_str()), ("above/home", &inside.replace("/home", ""))] {
+                let mount = format!("{}:/h{mode}", owner.path(directory).display());
+                let script =
+                    format!("cat {inside}/*/victim/* {inside}/r/*/*; rm -rf {inside}/wharf-state {inside}/sandboxes");
+                let seen =
+                    owner.wharf.run(&["run", "--mount", &mount, "--unprotect", "all", "--", "sh", "-c", &script]);
+                assert_eq!(String::from_utf8_lossy(&seen.stdout), "", "{mount}: {seen:?}");
+            }
+        }
+        owner.wharf.state = theirs;
+        owner.wharf.check(&["exec", "victim", "--", "true"], 0, "");
         owner.wharf.check(&["rm", "victim"], 0, "victim\n");
     }
 }

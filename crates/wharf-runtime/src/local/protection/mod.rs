@@ -25,6 +25,7 @@ use wharf_protocol::MountSpec;
 
 pub(super) use self::placeholders::{remove_placeholders, set_placeholders};
 use self::table::{Absent, BARE_REPOSITORY, HEAD, PROTECTED, Place};
+use super::{KEEPS, MARK};
 
 /// The part of the isolation that is missing where nothing can be covered.
 pub(super) const PROTECTED_PATHS: &str = "protected paths";
@@ -203,7 +204,10 @@ pub(super) fn plan_mounts(
         let mut covers = found.covers;
         let names_some = |given: &&String| *given == "all" || covers.keys().any(|path| covered_by(given, path));
         plan.unprotected.extend(unprotected.iter().filter(names_some).cloned());
-        covers.retain(|path, with| matches!(with, With::Text(_)) || !mount.read_only && !is_unprotected(path));
+        covers.retain(|path, with| match with {
+            With::Text(_) | With::Nothing => true,
+            With::Itself | With::ReadOnly => !mount.read_only && (path.ends_with(MARK) || !is_unprotected(path)),
+        });
         let is_read_only = |with: &With| !matches!(with, With::Itself);
         for (path, _) in covers.iter().filter(|(_, with)| is_read_only(with)) {
             plan.protected.push(Path::new(&mount.target).join(path).display().to_string());
@@ -343,8 +347,11 @@ impl Survey<'_> {
             let is_listed = read.is_ok();
             let entries: Vec<fs::DirEntry> = read.into_iter().flatten().flatten().collect();
             let names = is_listed.then(|| entries.iter().map(fs::DirEntry::file_name).collect());
-            self.look_at(&directory, names.as_ref());
-            if self.mount.read_only || self.is_full() {
+            self.hide_state(&directory, names.as_ref());
+            if !self.mount.read_only || directory.as_os_str().is_empty() {
+                self.look_at(&directory, names.as_ref());
+            }
+            if self.is_full() {
                 return;
             }
             for entry in entries {
@@ -353,6 +360,9 @@ impl Survey<'_> {
                     entry.file_type().is_ok_and(|kind| kind.is_dir()) && !self.found.covers.contains_key(&path);
                 if !is_within {
                     continue;
+                }
+                if left == 0 && self.mount.read_only {
+                    return;
                 }
                 if left == 0 {
                     self.found.warnings.push(format!(
@@ -366,6 +376,20 @@ impl Survey<'_> {
                 queue.push_back(path);
             }
         }
+    }
+
+    /// Hides what Wharf keeps of sandboxes, if a directory is one for that: it opens them.
+    fn hide_state(&mut self, directory: &Path, names: Option<&HashSet<OsString>>) {
+        if !names.is_some_and(|names| names.contains(OsStr::new(MARK))) {
+            return;
+        }
+        let is_directory =
+            |path: &PathBuf| fs::symlink_metadata(self.source.join(path)).is_ok_and(|found| found.is_dir());
+        let kept: Vec<PathBuf> = KEEPS.iter().map(|name| directory.join(name)).filter(is_directory).collect();
+        self.pin(directory);
+        // Without the mark the next start would not know it.
+        self.found.covers.insert(directory.join(MARK), With::ReadOnly);
+        self.found.covers.extend(kept.into_iter().map(|path| (path, With::Nothing)));
     }
 
     /// Notes what of one directory is to be covered; `names` are those in it, if it can be listed.
