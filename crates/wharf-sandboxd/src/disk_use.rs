@@ -16,6 +16,8 @@ use rustix::{
 };
 use tokio::time::Instant;
 
+use crate::process::own::Counting;
+
 /// Every entry counts at least this much: many empty files fill a disk too.
 const SMALLEST: u64 = 4096;
 /// The type of an overlay in `statfs`.
@@ -71,6 +73,7 @@ pub async fn exceeded(directories: Vec<PathBuf>, limit: u64, held: u64) -> u64 {
 
 /// What lies below the directories now.
 pub fn used_bytes(directories: &[PathBuf]) -> u64 {
+    let _counting = Counting::begin();
     let mut sum = Sum::default();
     for _ in 0..ATTEMPTS {
         sum = Sum::default();

@@ -6,7 +6,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
     path_beneath_rules,
 };
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     sock_filter,
@@ -24,8 +24,17 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_CHROOT);
 
-/// Takes away every capability but the few that are harmless in a user namespace.
-pub(super) fn drop_capabilities() -> io::Result<()> {
+/// What sandboxd alone has besides, for the thread that counts what is on disk: users of a sandbox keep directories and open
+/// files to themselves, also from its root. Nothing that sandboxd starts gets them.
+const COUNTING: CapabilitySet = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_PTRACE);
+
+/// Takes away every capability but the few that are harmless in a user namespace. `counts` gives sandboxd what it counts with:
+/// only where it sees no processes but those of its sandbox.
+pub(super) fn drop_capabilities(counts: bool) -> io::Result<()> {
+    let held = rustix::thread::capabilities(None)?;
+    let counting = if counts { COUNTING & held.permitted } else { CapabilitySet::empty() };
+    // Before they leave the bounding set, which nothing becomes inheritable without.
+    rustix::thread::set_capabilities(None, CapabilitySets { inheritable: counting, ..held })?;
     for capability in CapabilitySet::all().iter() {
         if KEPT.contains(capability) {
             continue;
@@ -38,9 +47,12 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    let kept = KEPT & rustix::thread::capabilities(None)?.permitted;
-    let sets = rustix::thread::CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    Ok(rustix::thread::set_capabilities(None, sets)?)
+    let kept = (KEPT | counting) & held.permitted;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: counting })?;
+    for capability in counting.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }
 
 /// System calls that no agent's work needs and that reach beyond the sandbox or deep into the kernel.

@@ -1,6 +1,11 @@
 //! What sandboxd makes of itself before anything else, whatever it was started with.
 
-use rustix::process::{Resource, Rlimit, Signal};
+use std::sync::OnceLock;
+
+use rustix::{
+    process::{Resource, Rlimit, Signal},
+    thread::{CapabilitySet, CapabilitySets},
+};
 
 use super::{door, memory};
 
@@ -17,6 +22,58 @@ pub fn settle() {
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
     door::close_on_exec();
     memory::leave_room_above_us();
+    set_aside_what_counts();
+}
+
+/// What we were given as ambient capabilities: to look into directories and processes that even root may not look into.
+static COUNTING: OnceLock<CapabilitySet> = OnceLock::new();
+
+/// Keeps what we were given to count with from all that we do but [`Counting`], and from what we start.
+fn set_aside_what_counts() {
+    let given = [CapabilitySet::DAC_READ_SEARCH, CapabilitySet::SYS_PTRACE];
+    let is_given = |capability: &CapabilitySet| rustix::thread::capability_is_in_ambient_set(*capability) == Ok(true);
+    let given = given.into_iter().filter(is_given).fold(CapabilitySet::empty(), CapabilitySet::union);
+    if given.is_empty() {
+        return;
+    }
+    let set_aside = || {
+        rustix::thread::clear_ambient_capability_set()?;
+        let CapabilitySets { effective, permitted, inheritable } = rustix::thread::capabilities(None)?;
+        let sets = CapabilitySets { effective: effective - given, permitted, inheritable: inheritable - given };
+        rustix::thread::set_capabilities(None, sets)
+    };
+    // A process may always give up what it has.
+    if set_aside().is_ok() {
+        let _ = COUNTING.set(given);
+    }
+}
+
+/// While it is there, this thread sees what there is to be counted, whoever keeps it from others.
+#[derive(Debug)]
+pub struct Counting(());
+
+impl Counting {
+    pub fn begin() -> Self {
+        // Without, what may be seen is counted.
+        let _ = Self::set(|effective, given| effective | given);
+        Self(())
+    }
+
+    fn set(change: impl FnOnce(CapabilitySet, CapabilitySet) -> CapabilitySet) -> rustix::io::Result<()> {
+        let Some(given) = COUNTING.get() else { return Ok(()) };
+        let sets = rustix::thread::capabilities(None)?;
+        rustix::thread::set_capabilities(
+            None,
+            CapabilitySets { effective: change(sets.effective, *given & sets.permitted), ..sets },
+        )
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        // A process may always give up what it has.
+        let _ = Self::set(|effective, given| effective - given);
+    }
 }
 
 /// Ignored SIGCHLD would take every child's end from us.

@@ -232,6 +232,30 @@ fn fill(wharf: &Wharf) {
 }
 
 #[test]
+fn what_is_kept_from_all_others_counts_on_disk() {
+    let unlisted = "mkdir -m 300 d; for n in $(seq 40); do head -c 2M /dev/zero > d/$n; done";
+    let unsearched = "mkdir d; for n in $(seq 40); do exec {file}>d/$n; chmod 600 d; head -c 2M /dev/zero >&$file; chmod 700 d; \
+                      done; chmod 600 d";
+    let unnamed = "for n in $(seq 40); do exec {file}>f; rm f; head -c 2M /dev/zero >&$file; done";
+    for (wharf, user) in [
+        (Wharf::as_ordinary_user(), None),
+        (Wharf::new(), Some("1234")),
+        (Wharf::with_subordinate_ids(), None),
+        (Wharf::with_subordinate_ids(), Some("1234")),
+    ] {
+        for script in [unlisted, unsearched, unnamed] {
+            let script = format!("{script}; sleep 100");
+            let mut arguments = vec!["run", "--disk", "10M"];
+            arguments.extend(user.iter().flat_map(|user| ["--user", user]));
+            arguments.extend(["--", "bash", "-c", &script]);
+            let output = wharf.run(&arguments);
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(told.contains("more than the limit of 10485760"), "{user:?} {script}: {told}");
+        }
+    }
+}
+
+#[test]
 fn a_wall_that_the_kernel_refuses_is_named_and_stops_all_but_best_effort() {
     let wharf = Wharf::new();
     let run = |namespaces: &str, isolation: &str, script: &str| {

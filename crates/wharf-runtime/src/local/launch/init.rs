@@ -115,7 +115,7 @@ pub(super) fn become_sandboxd(
             "the machine's files are seen, and may be changed in the workspace, /tmp, /var/tmp and /dev".to_owned()
         });
         walls.raise("landlock", confine::restrict_files(&writable).map(|partly| partly.or(note)))?;
-        walls.raise("capabilities", confine::drop_capabilities().map(|()| None))?;
+        walls.raise("capabilities", confine::drop_capabilities(private_root && own.processes).map(|()| None))?;
     } else {
         walls.stands("none", Some("there are no walls: everything runs as you, on your machine".to_owned()));
     }
