@@ -45,10 +45,23 @@ fn move_up(from: &OwnedFd, name: &Path, top: &OwnedFd, moved: &mut u64) -> io::R
     loop {
         *moved += 1;
         let to = PathBuf::from(format!("removed-{moved}"));
-        match rustix::fs::renameat_with(from, name, top, &to, RenameFlags::NOREPLACE) {
+        match rename_to_nothing(from, name, top, &to) {
             Err(Errno::EXIST) => {}
             renamed => return Ok(renamed.map(|()| to)?),
         }
+    }
+}
+
+/// Renames, unless something has the new name.
+fn rename_to_nothing(from: &OwnedFd, name: &Path, to: &OwnedFd, new: &Path) -> rustix::io::Result<()> {
+    match rustix::fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
+        // NFS and others know no such flag. Nobody else makes anything there meanwhile.
+        Err(Errno::INVAL | Errno::NOSYS) => match rustix::fs::statat(to, new, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new),
+            Err(error) => Err(error),
+        },
+        renamed => renamed,
     }
 }
 
@@ -116,5 +129,29 @@ mod tests {
         symlink(&outside, &tree).unwrap();
         assert!(remove_tree(&tree).is_err());
         assert!(outside.join("file").exists());
+    }
+    #[test]
+    fn a_file_system_without_a_flag_of_renames_is_cleared_too() {
+        use seccompiler::{
+            BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+        };
+        let here = tempfile::tempdir().unwrap();
+        let tree = here.path().join("tree");
+        fs::create_dir_all(tree.join("a/b/c/d")).unwrap();
+        fs::create_dir_all(tree.join("removed-1/e")).unwrap();
+        let flags = SeccompCondition::new(4, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0).unwrap();
+        let rules = [(libc::SYS_renameat2, vec![SeccompRule::new(vec![flags]).unwrap()])].into();
+        let refuse = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter: BpfProgram =
+            SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap().try_into().unwrap();
+        let path = tree.clone();
+        let removing = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            seccompiler::apply_filter(&filter).unwrap();
+            remove_tree(&path).unwrap();
+        });
+        removing.join().unwrap();
+        assert!(!tree.exists());
     }
 }

@@ -232,15 +232,22 @@ pub fn make_directory(path: &Path, mode: Option<u32>) -> Result<(), FilesError> 
 /// nothing is at `to` that was not there before; between file systems `from` may have been removed in part.
 pub fn rename(from: &Path, to: &Path, overwrite: bool) -> Result<(), FilesError> {
     let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-    match rustix::fs::renameat_with(CWD, from, CWD, to, flags) {
+    match rename_by(from, to, flags) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::XDEV) => move_by_copy(from, to, flags),
-        // Not every file system knows the flag.
-        Err(rustix::io::Errno::INVAL) if !overwrite && fs::symlink_metadata(to).is_err() => {
-            fs::rename(from, to).map_err(|source| FilesError::system("move", from, source))
-        }
         Err(rustix::io::Errno::EXIST) => Err(FilesError::Exists { path: to.to_owned() }),
         Err(error) => Err(FilesError::system("move", from, error.into())),
+    }
+}
+
+fn rename_by(from: &Path, to: &Path, flags: RenameFlags) -> rustix::io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, flags) {
+        // Not every file system knows the flag.
+        Err(rustix::io::Errno::INVAL) if flags.contains(RenameFlags::NOREPLACE) => match fs::symlink_metadata(to) {
+            Ok(_) => Err(rustix::io::Errno::EXIST),
+            Err(_) => rustix::fs::renameat(CWD, from, CWD, to),
+        },
+        renamed => renamed,
     }
 }
 
@@ -251,10 +258,8 @@ fn move_by_copy(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), FilesE
     }
     let metadata = fs::symlink_metadata(from).map_err(|source| FilesError::system("move", from, source))?;
     let temporary = to.with_file_name(wharf_files::random_name());
-    let renamed = copy(from, &temporary, &metadata).and_then(|()| {
-        rustix::fs::renameat_with(CWD, &temporary, CWD, to, flags)
-            .map_err(|error| FilesError::system("move", to, error.into()))
-    });
+    let renamed = copy(from, &temporary, &metadata)
+        .and_then(|()| rename_by(&temporary, to, flags).map_err(|error| FilesError::system("move", to, error.into())));
     if let Err(error) = renamed {
         // The first error is the one that matters.
         let _ = remove(&temporary, true);
