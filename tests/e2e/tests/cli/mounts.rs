@@ -398,6 +398,7 @@ fn what_editors_and_agents_run_cannot_be_written_there_or_not_and_nothing_of_it_
         "mise.toml",
         ".exrc",
         ".vimrc",
+        ".gvimrc",
         ".nvimrc",
         ".nvim.lua",
         ".dir-locals.el",
@@ -478,6 +479,7 @@ fn what_a_shell_a_login_or_a_program_reads_cannot_be_written_in_a_home_there_or_
         ".login",
         ".inputrc",
         ".xprofile",
+        ".xsessionrc",
         ".xsession",
         ".xinitrc",
         ".gitconfig",
@@ -489,6 +491,7 @@ fn what_a_shell_a_login_or_a_program_reads_cannot_be_written_in_a_home_there_or_
         ".emacs",
         ".emacs.d",
         ".gdbinit",
+        ".claude.json",
         ".config",
     ];
     let names = [&harmless[..], &read].concat();
