@@ -323,6 +323,10 @@ impl LocalRuntime {
         let working_dir =
             if private_root { PathBuf::from(&record.spec.working_dir) } else { working_dir_outside(&record) };
         environment.entry("PATH".to_owned()).or_insert_with(|| record.path.clone());
+        if self.placeholders(&record.name).iter().any(|placeholder| placeholder.path == Path::new(".git")) {
+            // Go takes it for a repository, and gives up where git knows nothing of one.
+            environment.entry("GOFLAGS".to_owned()).or_insert_with(|| "-buildvcs=false".to_owned());
+        }
         if !private_root && record.spec.isolation != Isolation::None {
             // The walls that are left let nobody write in the user's own home.
             environment.entry("HOME".to_owned()).or_insert_with(|| working_dir.display().to_string());

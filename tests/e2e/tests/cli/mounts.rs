@@ -574,6 +574,16 @@ fn git_of_the_owner_and_of_the_sandbox_sees_and_removes_nothing_of_what_protects
 }
 
 #[test]
+fn where_a_placeholder_stands_for_a_repository_go_does_not_ask_git_of_it() {
+    let owner = Owner::ordinary();
+    let flags = "echo $GOFLAGS";
+    assert_eq!(owner.works_inside("work", &[], flags), "-buildvcs=false\n");
+    assert_eq!(owner.works_inside("work", &["-e", "GOFLAGS=-v"], flags), "-v\n");
+    owner.host("git init -q work");
+    assert_eq!(owner.works_inside("work", &[], flags), "\n");
+}
+
+#[test]
 fn a_sandbox_cleans_and_stashes_a_mounted_repository() {
     for owner in Owner::both() {
         owner.host("git init -q -b main work && cd work && git commit -q --allow-empty -m first");
