@@ -477,6 +477,15 @@ fn a_read_only_system_is_told_of_and_a_writable_one_that_cannot_be_is_refused() 
 }
 
 #[test]
+fn where_single_files_of_the_system_are_mounts_a_user_still_has_a_name() {
+    // Its `/etc/passwd` is mounted.
+    let wharf = Wharf::with_subordinate_ids();
+    for (user, name) in [("agent", "agent\n"), ("2000000", "user2000000\n")] {
+        wharf.check(&["run", "--system", "read-only", "--user", user, "--", "id", "-un"], 0, name);
+    }
+}
+
+#[test]
 fn where_the_kernel_lays_no_overlay_the_system_is_read_only() {
     let wharf = Wharf::new();
     // The state on an overlay, as in a container: that is no upper layer for another.

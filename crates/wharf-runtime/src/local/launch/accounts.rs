@@ -68,7 +68,7 @@ pub(super) fn make_homes(ids: &Ids, root: &Below) -> io::Result<()> {
 fn change(root: &Below, inside: &Path, directory: &Path, changed: impl Fn(&str) -> Option<String>) -> io::Result<()> {
     let there = match root.find_in_its_mount(inside) {
         Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::XDEV) => {
+        Err(Errno::LOOP) => {
             return Err(io::Error::other(format!("`{}` is a link that leads elsewhere", inside.display())));
         }
         there => there?,

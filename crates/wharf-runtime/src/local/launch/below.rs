@@ -68,17 +68,23 @@ impl Below {
         Ok(found)
     }
 
-    /// What is at a path inside, if that belongs to the mount of its directory: a link in it, which somebody inside may have
-    /// put there, does not lead to what the host shows elsewhere.
+    /// What is at a path inside, if that belongs to the mount of its directory or is mounted there itself, as engines do with
+    /// single files: a link in it, which somebody inside may have put there, does not lead to what the host shows elsewhere.
     ///
     /// # Errors
     ///
-    /// [`Errno::XDEV`] if it does not.
+    /// [`Errno::LOOP`] if it does.
     pub(super) fn find_in_its_mount(&self, inside: &Path) -> rustix::io::Result<OwnedFd> {
         let (parent, name) = inside.parent().zip(inside.file_name()).ok_or(Errno::INVAL)?;
         let parent = self.find(parent)?;
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&parent, Path::new(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)
+        let open = |within| {
+            rustix::fs::openat2(&parent, Path::new(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)
+        };
+        match open(within) {
+            Err(Errno::XDEV) => open(ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS),
+            found => found,
+        }
     }
 
     /// The place at which something of this kind can be mounted; an empty file or a directory if nothing is there.
