@@ -61,7 +61,7 @@ pub(crate) struct Place {
     /// How sandboxd is reached [default: the pod's address in a cluster, port-forward outside].
     #[arg(long, global = true, value_enum, value_name = "WAY", help_heading = "Runtime")]
     pub(crate) route: Option<RouteArg>,
-    /// Which of the flags that only a cluster understands stand on the command line.
+    /// Which flags stand on the command line that only the other runtime understands.
     #[arg(skip)]
     pub(crate) given: Vec<&'static str>,
 }
@@ -69,7 +69,8 @@ pub(crate) struct Place {
 impl Cli {
     /// Reads the command line; ends the program if it is wrong.
     pub(crate) fn read() -> Self {
-        const OF_A_CLUSTER: [&str; 6] = ["context", "namespace", "kubeconfig", "config", "profile", "route"];
+        const OF_A_CLUSTER: &[&str] = &["context", "namespace", "kubeconfig", "config", "profile", "route"];
+        const OF_THIS_MACHINE: &[&str] = &["state_dir"];
         let matches = Self::command().try_get_matches().unwrap_or_else(|error| {
             // Help and version are results: that they cannot be written is told like any other.
             let code = match error.print() {
@@ -81,7 +82,11 @@ impl Cli {
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         // A variable of the environment may be there for other calls.
         let is_given = |flag: &&str| matches.value_source(flag) == Some(ValueSource::CommandLine);
-        cli.place.given = OF_A_CLUSTER.into_iter().filter(is_given).collect();
+        let of_the_other = match cli.place.runtime {
+            RuntimeArg::Local => OF_A_CLUSTER,
+            RuntimeArg::Kubernetes => OF_THIS_MACHINE,
+        };
+        cli.place.given = of_the_other.iter().copied().filter(is_given).collect();
         cli
     }
 }

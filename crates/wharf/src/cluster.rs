@@ -13,18 +13,22 @@ use wharf_runtime::{
 };
 
 use crate::{
-    cli::{OutputForm, Place, Shape},
+    cli::{OutputForm, Place, RuntimeArg, Shape},
     error::WrongUsage,
     show,
 };
 
-/// A flag that only a cluster understands is a mistake without one.
+/// A flag that only the other runtime understands is a mistake.
 pub(crate) fn refuse_flags(place: &Place, shape: Option<&Shape>) -> Result<(), WrongUsage> {
-    let start_timeout = shape.and_then(|shape| shape.start_timeout).map(|_| "start-timeout");
-    match place.given.first().copied().or(start_timeout) {
-        Some(flag) => Err(WrongUsage(format!("`--{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`"))),
-        None => Ok(()),
-    }
+    let is_local = matches!(place.runtime, RuntimeArg::Local);
+    let start_timeout = shape.and_then(|shape| shape.start_timeout).filter(|_| is_local).map(|_| "start-timeout");
+    let Some(flag) = place.given.first().copied().or(start_timeout) else { return Ok(()) };
+    let flag = flag.replace('_', "-");
+    Err(WrongUsage(if is_local {
+        format!("`--{flag}` is for sandboxes in a cluster: add `--runtime kubernetes`")
+    } else {
+        format!("`--{flag}` is for sandboxes on this machine: add `--runtime local`, or leave it out")
+    }))
 }
 
 /// What the flags, the file and the environment say; what was passed over is told.

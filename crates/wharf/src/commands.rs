@@ -93,11 +93,9 @@ fn changed(sandbox: &Sandbox, form: OutputForm) -> anyhow::Result<()> {
 }
 
 async fn runtime(state_dir: Option<PathBuf>, place: &Place, shape: Option<&Shape>) -> anyhow::Result<Runtime> {
+    cluster::refuse_flags(place, shape)?;
     match place.runtime {
-        RuntimeArg::Local => {
-            cluster::refuse_flags(place, shape)?;
-            Ok(Runtime::Local(LocalRuntime::new(settings(state_dir)?).map_err(RuntimeError::Local)?))
-        }
+        RuntimeArg::Local => Ok(Runtime::Local(LocalRuntime::new(settings(state_dir)?).map_err(RuntimeError::Local)?)),
         RuntimeArg::Kubernetes => Ok(Runtime::Kubernetes(Box::new(cluster::runtime(place, shape).await?))),
     }
 }

@@ -147,13 +147,17 @@ fn a_sandbox_without_its_loader_starts_again_or_says_what_is_missing() {
 }
 
 #[test]
-fn flags_of_a_cluster_are_wrong_usage_without_one() {
+fn flags_of_one_runtime_are_wrong_usage_with_the_other() {
     let wharf = Wharf::new();
     for wrong in [&["run", "--start-timeout", "1ms", "--", "true"][..], &["--context", "x", "ls"], &["ls", "-n", "x"]] {
         let output = wharf.run(wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", told(&output));
         assert!(told(&output).contains("is for sandboxes in a cluster: add `--runtime kubernetes`"), "{wrong:?}");
     }
+    // Our tests give a state directory.
+    let output = wharf.run(&["--runtime", "kubernetes", "ls"]);
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert!(told(&output).contains("`--state-dir` is for sandboxes on this machine"), "{}", told(&output));
 }
 
 #[test]
