@@ -467,7 +467,7 @@ impl LocalRuntime {
                 (record.private_root, record.grouped) = (private_root, grouped);
                 if let Some(bytes) = record.spec.memory_bytes.filter(|_| !grouped) {
                     record.warnings.push(format!(
-                        "{bytes} bytes of memory bound each process alone, not all together: this machine delegates no control groups"
+                        "{bytes} bytes of memory bound each process alone, without what it shares, not all together: this machine delegates no control groups"
                     ));
                 }
                 if !has_subordinate {
