@@ -390,7 +390,9 @@ impl LocalRuntime {
         if is_confined {
             let homes = protection::homes();
             let programs = protection::programs(&homes);
-            mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &homes, &programs);
+            let others = subordinate.as_ref().ok().map(|others| others.users..others.users + ranges::IDS);
+            let is_inside = |uid| uid == caller.uid || others.as_ref().is_some_and(|others| others.contains(&uid));
+            mounts = plan_mounts(&record.spec.mounts, &record.spec.unprotect, &homes, &programs, &is_inside);
             hide(&mut mounts, &hidden);
             mounts.keep(&record.protected);
         }

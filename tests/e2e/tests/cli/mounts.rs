@@ -827,6 +827,64 @@ fn links_in_a_git_directory_do_not_keep_a_sandbox_from_starting() {
     }
 }
 
+#[test]
+fn what_is_closed_inside_is_not_open_to_be_written_at_the_next_start() {
+    const PLACES: &[(&[&str], &str, &str)] = &[
+        (&["0", "500"], "", ".envrc"),
+        (&["0", "500"], ".git", ".git/commondir"),
+        (&["0", "300"], ".git/worktrees", ".git/worktrees/w/config.worktree"),
+        (&["0", "500"], ".git/worktrees/w", ".git/worktrees/w/config.worktree"),
+        (&["0", "300"], ".git/modules", ".git/modules/m/hooks/post-checkout"),
+        (&["0", "500"], ".git/modules/m", ".git/modules/m/config"),
+        (&["0"], "deep", "deep/.vscode/tasks.json"),
+        (&["0"], "repository", "repository/.git/config"),
+        (&["0", "500"], "repository/.git", "repository/.git/hooks/post-checkout"),
+    ];
+    let owners = [Owner::ordinary(), Owner::of(Wharf::with_subordinate_ids(), super::SUBORDINATE)];
+    for owner in owners {
+        owner.host(
+            "git init -q work/repository && cd work && git init -q && mkdir -p deep/.vscode .git/worktrees/w \
+             .git/modules/m/objects .git/modules/m/refs && touch .git/modules/m/HEAD .git/worktrees/w/gitdir",
+        );
+        owner.wharf.check(&["create", "box", "--mount", &owner.work()], 0, "box\n");
+        let inside = |script: &str| {
+            let output = owner.wharf.run(&["exec", "-w", "/", "box", "--", "sh", "-c", script]);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let places = if owner.uid == ORDINARY { PLACES } else { &PLACES[..1] };
+        // What somebody inside may do of what it owns.
+        let close = |mode: &str, closed: &str| owner.host(&format!("chmod {mode} work/{closed}"));
+        for (modes, closed, written) in places {
+            for mode in *modes {
+                close(mode, closed);
+                resumed(&owner);
+                let path = format!("/workspace/{written}");
+                let script = format!("chmod 755 /workspace/{closed}; rm -rf {path}; echo evil >{path} && echo written");
+                assert_eq!(inside(&format!("({script}) 2>/dev/null")), "", "{closed} {mode}");
+                let found = fs::read_to_string(owner.path("work").join(written)).unwrap_or_default();
+                assert!(!found.contains("evil"), "{closed} {mode}");
+                close("755", closed);
+            }
+        }
+        resumed(&owner);
+        assert_eq!(inside("touch /workspace/file && echo works"), "works\n");
+        if owner.uid == super::SUBORDINATE {
+            let as_root = |script: &str| {
+                let output = owner.wharf.run(&["exec", "-u", "root", "-w", "/", "box", "--", "sh", "-c", script]);
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            };
+            assert_eq!(as_root("chown 0 /workspace && echo done"), "done\n");
+            resumed(&owner);
+            assert_eq!(
+                as_root("(rmdir /workspace/.envrc; echo evil >/workspace/.envrc) 2>/dev/null && echo written"),
+                ""
+            );
+            std::os::unix::fs::chown(owner.path("work"), Some(owner.uid), None).unwrap();
+        }
+        owner.wharf.check(&["rm", "box"], 0, "box\n");
+    }
+}
+
 /// Suspends `box` and tries to resume it; gives what is said if that is refused.
 fn resumed(owner: &Owner) -> Option<String> {
     owner.wharf.check(&["suspend", "box"], 0, "box\n");

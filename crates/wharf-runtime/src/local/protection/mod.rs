@@ -16,7 +16,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Component, Path, PathBuf},
 };
 
@@ -120,16 +120,31 @@ impl Mounts {
                 let is_in_place = || {
                     on_host.parent().is_some_and(|parent| fs::canonicalize(parent).is_ok_and(|found| found == parent))
                 };
-                if is_covered
-                    || path.as_os_str().is_empty()
-                    || all.len() >= 2 * COVERS
-                    || fs::symlink_metadata(&on_host).is_err()
-                    || !is_in_place()
-                {
+                if is_covered || path.as_os_str().is_empty() || all.len() >= 2 * COVERS {
                     continue;
                 }
-                all.insert(path.to_owned(), With::ReadOnly);
-                self.protected.push(inside.clone());
+                let is_state = is_of_a_state_directory(&on_host);
+                let with = if is_state { With::Nothing } else { With::ReadOnly };
+                match fs::symlink_metadata(&on_host) {
+                    Ok(found) if is_in_place() && (found.is_dir() || !is_state) => {
+                        all.insert(path.to_owned(), with);
+                        self.protected.push(inside.clone());
+                    }
+                    // Somebody inside may have closed a directory above it, and may open it again.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        let is_seen = |above: &&Path| {
+                            let place = Path::new(&spec.source).join(above);
+                            fs::canonicalize(&place).is_ok_and(|found| found == place)
+                        };
+                        let closed =
+                            path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).find(is_seen);
+                        if let Some(closed) = closed {
+                            all.insert(closed.to_owned(), with);
+                            self.protected.push(inside.clone());
+                        }
+                    }
+                    Ok(_) | Err(_) => {}
+                }
             }
             *covers = all.into_iter().map(|(path, with)| Cover { path, with }).collect();
         }
@@ -153,13 +168,14 @@ impl Mounts {
 }
 
 /// Decides what covers the paths of `mounts`. `unprotected` are paths as they are called inside, or relative to a mount;
-/// `homes` are the home directories of this machine, `programs` the directories in which it looks for programs. Reads the
-/// host, changes nothing.
+/// `homes` are the home directories of this machine, `programs` the directories in which it looks for programs; `is_inside`
+/// tells which users of it somebody inside may be. Reads the host, changes nothing.
 pub(super) fn plan_mounts(
     mounts: &[MountSpec],
     unprotected: &[String],
     homes: &[PathBuf],
     programs: &[PathBuf],
+    is_inside: &dyn Fn(u32) -> bool,
 ) -> Mounts {
     let mut plan = Mounts::default();
     let mut shown = mounts.to_vec();
@@ -167,18 +183,23 @@ pub(super) fn plan_mounts(
     shown.sort_by_key(|mount| Path::new(&mount.target).components().count());
     let mut all = VecDeque::from(shown.clone());
     let mut covered = 0;
-    while let Some(mount) = all.pop_front() {
+    while let Some(mut mount) = all.pop_front() {
         let mut found = Survey {
             mount: &mount,
             source: Path::new(&mount.source),
             shown: &shown,
             homes,
             programs,
+            is_inside,
             left: COVERS.saturating_sub(covered),
             found: Found::default(),
         }
         .take(DIRECTORIES);
         covered += found.covers.len();
+        if found.is_closed && !mount.read_only && !unprotected.iter().any(|given| given == "all") {
+            mount.read_only = true;
+            plan.protected.push(mount.target.clone());
+        }
         for directory in found.git_directories_outside {
             let is_shown = shown.iter().any(|other| place_in(other, &directory).as_ref() == Some(&directory));
             let Some(directory) = directory.to_str().map(str::to_owned) else {
@@ -287,6 +308,7 @@ struct Survey<'a> {
     shown: &'a [MountSpec],
     homes: &'a [PathBuf],
     programs: &'a [PathBuf],
+    is_inside: &'a dyn Fn(u32) -> bool,
     /// How many paths may be covered.
     left: usize,
     found: Found,
@@ -299,13 +321,15 @@ struct Found {
     placeholders: Vec<Placeholder>,
     /// Git directories that belong to what is in this mount and are not in it.
     git_directories_outside: Vec<PathBuf>,
+    /// Whether the mount's top is closed to us, and not to whoever may be its owner inside.
+    is_closed: bool,
     warnings: Vec<String>,
     notes: Vec<String>,
 }
 
 impl Survey<'_> {
     fn take(mut self, directories: usize) -> Found {
-        if self.source.is_dir() {
+        if self.source.is_dir() && !self.is_closed(Path::new("")) {
             self.walk(directories);
             self.look_at_programs();
         }
@@ -380,7 +404,9 @@ impl Survey<'_> {
 
     /// Hides what Wharf keeps of sandboxes, if a directory is one for that: it opens them.
     fn hide_state(&mut self, directory: &Path, names: Option<&HashSet<OsString>>) {
-        if !names.is_some_and(|names| names.contains(OsStr::new(MARK))) {
+        let mark = directory.join(MARK);
+        let is_named = names.is_none_or(|names| names.contains(OsStr::new(MARK)));
+        if !is_named || fs::symlink_metadata(self.source.join(&mark)).is_err() {
             return;
         }
         let is_directory =
@@ -388,7 +414,7 @@ impl Survey<'_> {
         let kept: Vec<PathBuf> = KEEPS.iter().map(|name| directory.join(name)).filter(is_directory).collect();
         self.pin(directory);
         // Without the mark the next start would not know it.
-        self.found.covers.insert(directory.join(MARK), With::ReadOnly);
+        self.found.covers.insert(mark, With::ReadOnly);
         self.found.covers.extend(kept.into_iter().map(|path| (path, With::Nothing)));
     }
 
@@ -454,7 +480,9 @@ impl Survey<'_> {
         let path = directory.join(".git");
         let Ok(metadata) = fs::symlink_metadata(self.source.join(&path)) else { return };
         if metadata.is_dir() {
-            if self.is_git_directory(&path) {
+            if self.is_closed(&path) {
+                // As a whole.
+            } else if self.is_git_directory(&path) {
                 self.found.covers.insert(path.clone(), With::Itself);
                 self.look_at_git_directory(&path);
             }
@@ -531,6 +559,9 @@ impl Survey<'_> {
                 return;
             }
             self.pin(&worktree);
+            if self.is_closed(&worktree) {
+                continue;
+            }
             for entry in PROTECTED.iter().filter(|entry| entry.place == Place::LinkedWorktree) {
                 self.cover(&worktree.join(entry.name), entry.absent);
             }
@@ -553,6 +584,9 @@ impl Survey<'_> {
                 return;
             }
             self.pin(&module);
+            if self.is_closed(&module) {
+                continue;
+            }
             if self.is_git_directory(&module) {
                 self.look_at_git_directory(&module);
             } else if left > 0 {
@@ -627,12 +661,17 @@ impl Survey<'_> {
                     self.found.covers.entry(target).or_insert(With::ReadOnly);
                 }
             }
-            // Where we can make nothing, nothing can be made inside.
-            Err(_) if absent != Absent::Nothing && self.is_writable(path.parent()) => {
-                self.hold(path, absent);
-                self.found.covers.insert(path.to_owned(), With::ReadOnly);
+            Err(_) if absent == Absent::Nothing => {}
+            Err(_) => {
+                let parent = path.parent().unwrap_or(Path::new(""));
+                if self.allows(parent, rustix::fs::Access::WRITE_OK) {
+                    self.hold(path, absent);
+                    self.found.covers.insert(path.to_owned(), With::ReadOnly);
+                } else if self.is_owned_inside(parent) {
+                    self.close(parent);
+                }
+                // Else nothing can be made inside either.
             }
-            Err(_) => {}
         }
     }
 
@@ -641,9 +680,41 @@ impl Survey<'_> {
             .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == GITIGNORE)))
     }
 
-    fn is_writable(&self, directory: Option<&Path>) -> bool {
-        let directory = directory.map_or_else(|| self.source.to_owned(), |directory| self.source.join(directory));
-        rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
+    /// Whether a directory may not be searched by us, though its owner inside may change that: then what is in it is not known,
+    /// and it is covered as a whole.
+    fn is_closed(&mut self, directory: &Path) -> bool {
+        let is_closed = !self.allows(directory, rustix::fs::Access::EXEC_OK) && self.is_owned_inside(directory);
+        if is_closed {
+            self.close(directory);
+        }
+        is_closed
+    }
+
+    fn close(&mut self, directory: &Path) {
+        let is_top = directory.as_os_str().is_empty();
+        let before = self.found.covers.insert(directory.to_owned(), With::ReadOnly);
+        if is_top {
+            self.found.covers.remove(directory);
+        }
+        let is_known =
+            if is_top { std::mem::replace(&mut self.found.is_closed, true) } else { before == Some(With::ReadOnly) };
+        if !is_known && !self.mount.read_only {
+            let path = if is_top { self.source.to_owned() } else { self.source.join(directory) };
+            self.found.warnings.push(format!(
+                "`{0}` is read-only in the sandbox: what this machine would run from it is not protected otherwise, since you \
+                 may not look into it or write in it yourself; `chmod u+rwx {0}` before the next start",
+                path.display()
+            ));
+        }
+    }
+
+    /// Whether we may do this with a directory; what is refused for another reason than its mode is refused inside too.
+    fn allows(&self, directory: &Path, access: rustix::fs::Access) -> bool {
+        rustix::fs::access(self.source.join(directory), access) != Err(rustix::io::Errno::ACCESS)
+    }
+
+    fn is_owned_inside(&self, directory: &Path) -> bool {
+        fs::symlink_metadata(self.source.join(directory)).is_ok_and(|found| (self.is_inside)(found.uid()))
     }
 
     fn hold(&mut self, path: &Path, absent: Absent) {
@@ -674,7 +745,14 @@ impl Survey<'_> {
             self.cover(path, Absent::Nothing);
             return Vec::new();
         }
-        let Ok(entries) = fs::read_dir(self.source.join(path)) else { return Vec::new() };
+        let entries = match fs::read_dir(self.source.join(path)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.is_owned_inside(path) => {
+                self.close(path);
+                return Vec::new();
+            }
+            Err(_) => return Vec::new(),
+            Ok(entries) => entries,
+        };
         let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         directories.map(|entry| path.join(entry.file_name())).collect()
     }
@@ -736,6 +814,12 @@ fn home_of(git_directory: &Path, worktree: &Path) -> Option<PathBuf> {
     let config = read_small(&git_directory.join("config")).ok()?;
     let back = fs::canonicalize(git_directory.join(table::worktree_named_in(&config)?)).ok()?;
     (back == worktree).then(|| git_directory.to_owned())
+}
+
+/// Whether something was hidden because Wharf keeps sandboxes there, as far as can be seen.
+fn is_of_a_state_directory(path: &Path) -> bool {
+    let mark = fs::symlink_metadata(path.with_file_name(MARK));
+    KEEPS.iter().any(|name| path.ends_with(name)) && !mark.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A path without `.` and `..`.

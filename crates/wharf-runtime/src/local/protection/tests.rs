@@ -46,7 +46,7 @@ impl Host {
 
     fn plan(&self, directory: &str, unprotected: &[&str]) -> Mounts {
         let unprotected: Vec<String> = unprotected.iter().map(|path| (*path).to_owned()).collect();
-        plan_mounts(&[self.mount(directory)], &unprotected, &[], &[])
+        plan_mounts(&[self.mount(directory)], &unprotected, &[], &[], &|_| true)
     }
 }
 
@@ -166,8 +166,16 @@ fn repositories_are_found_among_many_directories_or_that_is_warned_of() {
     assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     let mount = host.mount("");
     let source = Path::new(&mount.source);
-    let survey =
-        |left| Survey { mount: &mount, source, shown: &[], homes: &[], programs: &[], left, found: Found::default() };
+    let survey = |left| Survey {
+        mount: &mount,
+        source,
+        shown: &[],
+        homes: &[],
+        programs: &[],
+        is_inside: &|_| true,
+        left,
+        found: Found::default(),
+    };
     let found = survey(COVERS).take(5000);
     assert!(found.warnings.iter().any(|warning| warning.contains("more than 5000")), "{:?}", found.warnings);
     // What is made in each, in a repository's own directories too, does not have more mounted than the kernel allows.
@@ -195,7 +203,7 @@ fn start_up_files_are_covered_where_they_are_or_would_run() {
     fs::create_dir(host.path().join("dotfiles")).unwrap();
     fs::write(host.path().join("dotfiles/.bashrc"), "").unwrap();
     let homes = [host.path().join("home/ann")];
-    let plan = plan_mounts(&[host.mount("")], &[], &homes, &[]);
+    let plan = plan_mounts(&[host.mount("")], &[], &homes, &[], &|_| true);
     for entry in in_place(Place::Home).filter(|entry| entry.absent != Absent::Nothing) {
         let name = entry.name;
         assert_eq!(with(&plan, &format!("home/ann/{name}")), Some(&With::ReadOnly), "{name}");
@@ -213,7 +221,7 @@ fn where_programs_are_looked_for_is_read_only_and_stays_and_other_directories_of
     host.repository("work/.venv/src");
     let homes = [host.path().join("home")];
     let programs = [host.path().join("work/.venv/bin"), host.path().join("nowhere"), "bin".into(), "/usr/bin".into()];
-    let plan = plan_mounts(&[host.mount("")], &[], &homes, &programs);
+    let plan = plan_mounts(&[host.mount("")], &[], &homes, &programs, &|_| true);
     for (path, expected) in [
         ("home/bin", Some(&With::ReadOnly)),
         ("work", Some(&With::Itself)),
@@ -228,8 +236,11 @@ fn where_programs_are_looked_for_is_read_only_and_stays_and_other_directories_of
     // Where somebody works in it, a relative one is there, and a home's may be a link.
     symlink(host.path().join("dotfiles/bin"), homes[0].join("link")).unwrap();
     let programs = ["bin".into(), homes[0].join("link")];
-    assert_eq!(with(&plan_mounts(&[host.mount("work")], &[], &[], &programs), "bin"), Some(&With::ReadOnly));
-    assert_eq!(with(&plan_mounts(&[host.mount("dotfiles")], &[], &[], &programs), "bin"), Some(&With::ReadOnly));
+    assert_eq!(with(&plan_mounts(&[host.mount("work")], &[], &[], &programs, &|_| true), "bin"), Some(&With::ReadOnly));
+    assert_eq!(
+        with(&plan_mounts(&[host.mount("dotfiles")], &[], &[], &programs, &|_| true), "bin"),
+        Some(&With::ReadOnly)
+    );
 }
 
 #[test]
@@ -351,7 +362,7 @@ fn a_repository_that_borrows_objects_says_what_to_mount() {
     let warnings = host.plan("borrower", &[]).warnings;
     assert!(warnings.len() == 1 && warnings[0].contains(&format!("--mount {objects}:{objects}:ro")), "{warnings:?}");
     let lender = MountSpec { source: objects.clone(), target: objects, read_only: true };
-    assert_eq!(plan_mounts(&[host.mount("borrower"), lender], &[], &[], &[]).warnings, [] as [&str; 0]);
+    assert_eq!(plan_mounts(&[host.mount("borrower"), lender], &[], &[], &[], &|_| true).warnings, [] as [&str; 0]);
 }
 
 #[test]
@@ -366,7 +377,7 @@ fn what_is_unprotected_has_no_cover_and_no_placeholder() {
     assert_eq!((&all.planned[0].covers, &all.placeholders), (&vec![], &vec![]));
     let mut read_only = host.mount("");
     read_only.read_only = true;
-    let plan = plan_mounts(&[read_only], &[], &[], &[]);
+    let plan = plan_mounts(&[read_only], &[], &[], &[], &|_| true);
     assert_eq!((&plan.planned[0].covers, &plan.placeholders), (&vec![], &vec![]));
 }
 
