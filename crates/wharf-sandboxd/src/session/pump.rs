@@ -384,10 +384,13 @@ impl Session {
 
     /// Puts what was said into the progress, and wakes whoever waits.
     fn note(&self, marks: Vec<Mark>, output: bool) {
+        let nobody_typed = !self.line_touched.load(Ordering::Relaxed);
         self.progress.send_modify(|progress| {
             progress.changes += u64::from(output);
             for mark in marks {
                 match mark {
+                    // A prompt at which nobody has typed reads no line: some other program switches pasting off and on.
+                    Mark::LineRead(_) if progress.idle && nobody_typed => {}
                     Mark::LineRead(end) => progress.line_read = Some(end),
                     // Another line without a prompt between them: the shell wants more of a command.
                     Mark::LineBegun => progress.idle &= progress.line_read.is_none(),

@@ -543,6 +543,25 @@ async fn a_session_whose_directory_is_gone_still_has_a_shell() {
 }
 
 #[tokio::test]
+async fn a_background_program_that_acts_like_readline_does_not_keep_the_prompt() {
+    let (session, home) = session().await;
+    let background = r"(until [ -e go ]; do :; done; printf '\033[?2004l\033[?2004hover' >/dev/tty) &";
+    run(&session, background).await;
+    let mut progress = session.progress();
+    std::fs::write(home.path().join("go"), "").unwrap();
+    let is_over = |_: &Progress| {
+        let (bytes, _) = session.log().copy(ByteOffset(0), session.log().end());
+        String::from_utf8_lossy(&bytes).ends_with("\x1b[?2004hover")
+    };
+    progress.wait_for(is_over).await.unwrap();
+    assert!(session.progress().borrow().idle);
+    let (outcome, output) = run(&session, "echo alive").await;
+    assert_eq!(outcome, CommandOutcome::Finished { exit_code: 0 });
+    assert!(output.contains("alive"), "{output}");
+    session.close().await;
+}
+
+#[tokio::test]
 async fn a_command_is_not_typed_into_the_rest_of_one_that_somebody_else_has_begun() {
     let (session, _home) = session().await;
     run(&session, "true").await;
