@@ -101,7 +101,8 @@ impl Locate for PodAddress {
             }
             let now = Instant::now();
             let found = self.pods.get_opt(&self.pod).await;
-            let found = found.map_err(|error| io::Error::other(ApiError::of("look for Pod", &self.server, &error)))?;
+            let what = format!("look for Pod `{}`", self.pod);
+            let found = found.map_err(|error| io::Error::other(ApiError::of(&what, &self.server, &error)))?;
             if !found.is_some_and(|pod| self.is_of(&pod)) {
                 let gone = format!("pod `{}` is gone, and its address may be another's", self.pod);
                 return Err(io::Error::new(io::ErrorKind::NotFound, gone));
