@@ -98,10 +98,14 @@ impl Operation {
         }
     }
 
-    /// Whether it makes such a call each time, if it has made it once. Why something takes long is asked only if it does, and
-    /// who attaches to a pod that answers at once need not follow it.
+    /// Whether it makes such a call each time, if it has made it once. Why something takes long is asked only if it does, who
+    /// attaches to a pod that answers at once need not follow it, and whether a pod still has its address is asked after a
+    /// second.
     fn surely_makes(self, call: &Target) -> bool {
-        call.resource.as_deref() != Some("events") && (self, call.verb) != (Self::Attach, Verb::Watch)
+        let resource = call.resource.as_deref();
+        resource != Some("events")
+            && (self, call.verb) != (Self::Attach, Verb::Watch)
+            && (call.verb, resource) != (Verb::Get, Some("pods"))
     }
 
     /// What is there after it.
