@@ -2,9 +2,10 @@
 
 use std::{
     cell::Cell,
+    collections::HashSet,
     fs,
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -142,6 +143,19 @@ fn sorted_entries(directory: &Path) -> io::Result<Vec<fs::DirEntry>> {
     Ok(entries)
 }
 
+/// A zip's names are text, and no two are the same: bytes that are no text stand there by their numbers.
+fn text_name(name: &[u8], taken: &mut HashSet<String>) -> String {
+    let mut text = String::new();
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
+    }
+    while !taken.insert(text.clone()) {
+        text.push('_');
+    }
+    text
+}
+
 /// How a zip is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -164,6 +178,7 @@ pub fn pack_zip(path: &Path, out: impl Write, compression: Compression) -> Resul
         Compression::Stored => zip::CompressionMethod::Stored,
         Compression::Deflated => zip::CompressionMethod::Deflated,
     };
+    let mut names = HashSet::new();
     let mut add = |file: &Path, name: &Path| -> Result<(), FilesError> {
         let Ok((mut content, size)) = super::open(file) else { return Ok(()) };
         let mode = content.metadata().map_or(0o644, |metadata| metadata.mode() & 0o777);
@@ -171,7 +186,7 @@ pub fn pack_zip(path: &Path, out: impl Write, compression: Compression) -> Resul
             .compression_method(method)
             .unix_permissions(mode)
             .large_file(size >= u64::from(u32::MAX));
-        writer.start_file(name.to_string_lossy(), options).map_err(broken)?;
+        writer.start_file(text_name(name.as_os_str().as_bytes(), &mut names), options).map_err(broken)?;
         io::copy(&mut content, &mut writer).map(drop).map_err(system)
     };
     if metadata.is_dir() {

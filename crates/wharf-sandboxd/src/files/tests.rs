@@ -1,4 +1,5 @@
 use std::{
+    ffi::OsStr,
     io::{Cursor, Write},
     sync::atomic::AtomicBool,
 };
@@ -76,6 +77,22 @@ fn a_directory_survives_zip() {
     assert_eq!(done.files, 3);
     assert_eq!(fs::read_to_string(dir.path().join("zip/link")).unwrap(), "alpha");
     assert_eq!(fs::metadata(dir.path().join("zip/a.txt")).unwrap().mode() & 0o777, 0o755);
+}
+
+#[test]
+fn names_that_are_no_text_are_told_apart_in_a_zip() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    for name in [&b"a\xff"[..], b"a\xfe", b"a%FF", "\u{fffd}".as_bytes()] {
+        write(&from.join(OsStr::from_bytes(name)), "x");
+    }
+    let mut zipped = Vec::new();
+    pack_zip(&from, &mut zipped, Compression::Deflated).unwrap();
+    let size = zipped.len() as u64;
+    let to = dir.path().join("to");
+    unpack_zip(Cursor::new(zipped), size, &to, BOUNDS, Unsafe::Refuse).unwrap();
+    let listed = list(&to).unwrap().entries.into_iter().map(|entry| entry.name);
+    assert_eq!(listed.collect::<Vec<_>>(), ["a%FE", "a%FF", "a%FF_", "\u{fffd}"]);
 }
 
 #[test]
