@@ -33,6 +33,8 @@ pub(super) const PROTECTED_PATHS: &str = "protected paths";
 const GITIGNORE: &str = ".gitignore";
 /// What that file says.
 const EVERYTHING: &str = "*\n";
+/// Where npm and its like put packages.
+const PACKAGES: &str = "node_modules";
 /// How many directories of a mount are looked into, those nearest to its top first.
 const DIRECTORIES: usize = 65_536;
 /// How many paths of all mounts are covered, those nearest to a top first: each is a mount, which takes a millisecond or two.
@@ -423,6 +425,8 @@ impl Survey<'_> {
         let is_top = directory.as_os_str().is_empty();
         let is_home = |path: &Path| self.homes.iter().any(|home| home == path);
         let is_home = is_home(&self.source.join(directory));
+        // Nobody works there, and a package manager replaces whole directories with all that packages bring along.
+        let is_of_packages = directory.components().any(|part| part.as_os_str() == PACKAGES);
         let is_there = |name: &str| names.is_none_or(|names| names.contains(OsStr::new(name)));
         let is_git_directory = is_there("HEAD") && self.is_git_directory(directory);
         if is_git_directory {
@@ -439,7 +443,7 @@ impl Survey<'_> {
                 Place::NoRepository if is_top && !is_repository => true,
                 Place::HomeAlone | Place::NoRepository | Place::GitDirectory | Place::LinkedWorktree => continue,
             };
-            if may_be_made || is_there(entry.name) {
+            if may_be_made || !is_of_packages && is_there(entry.name) {
                 self.cover(&directory.join(entry.name), if may_be_made { entry.absent } else { Absent::Nothing });
             }
         }

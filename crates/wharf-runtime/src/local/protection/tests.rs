@@ -244,6 +244,25 @@ fn where_programs_are_looked_for_is_read_only_and_stays_and_other_directories_of
 }
 
 #[test]
+fn what_packages_bring_along_is_not_covered_but_repositories_are() {
+    let host = Host::new();
+    host.repository("node_modules/linked");
+    for name in ["node_modules/package", "node_modules/a/node_modules/b", "packages/own"] {
+        fs::create_dir_all(host.path().join(name).join(".vscode")).unwrap();
+    }
+    let plan = host.plan("", &[]);
+    for (path, expected) in [
+        ("node_modules/package/.vscode", None),
+        ("node_modules/a/node_modules/b/.vscode", None),
+        ("packages/own/.vscode", Some(&With::ReadOnly)),
+        ("node_modules/linked/.git/config", Some(&With::ReadOnly)),
+        (".vscode", Some(&With::ReadOnly)),
+    ] {
+        assert_eq!(with(&plan, path), expected, "{path}");
+    }
+}
+
+#[test]
 fn what_a_config_names_is_read_only_too_and_so_is_what_a_link_leads_to() {
     let host = Host::new();
     host.repository("");
