@@ -23,8 +23,8 @@ __wharf_prompt() {
       break
     fi
   done
-  # As long as a process lives: what `kill` has just ended is then told of at this prompt, not at the one after.
-  if [[ ${__wharf_jobs@P} != 0 ]]; then : "$(:)"; fi
+  # As long as two processes live: what `kill` has just ended is then told of at this prompt, not at the one after.
+  if [[ ${__wharf_jobs@P} != 0 ]]; then : "$(: "$(:)")"; fi
   # A count that somebody unset goes on above all before, and so does one that cannot be changed.
   __wharf_number=$((${__wharf_count:-${EPOCHREALTIME//[!0-9]/}} + 1))
   if [[ ${__wharf_count@a} == *r* ]]; then __wharf_number=${EPOCHREALTIME//[!0-9]/}; else __wharf_count=$__wharf_number; fi

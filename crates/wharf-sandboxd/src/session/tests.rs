@@ -150,20 +150,26 @@ async fn nobody_but_the_shell_at_its_prompt_says_that_a_command_has_ended() {
     let nonce = nonce(&session).await;
     assert_eq!(nonce.len(), 32);
     let soon = forged(&nonce, 1000);
+    // What answers has read all that was printed before it was asked.
+    let heard = r"printf '\033[6n' >/dev/tty; IFS= read -rsd R _ </dev/tty";
     for (how, command) in [
-        ("a program", format!("sh -c \"$(cat <<'EOF'\n{soon}\nEOF\n)\"; sleep 0.3; echo real; (exit 2)")),
+        ("a program", format!("bash -c \"$(cat <<'EOF'\n{soon}; {heard}\nEOF\n)\"; echo real; (exit 2)")),
         (
             "line mode off",
             format!(
-                "sh -c \"$(cat <<'EOF'\nstty raw -echo; {soon}; sleep 0.3; stty sane\nEOF\n)\"; echo real; (exit 2)"
+                "bash -c \"$(cat <<'EOF'\nstty raw -echo; {soon}; {heard}; stty sane\nEOF\n)\"; echo real; (exit 2)"
             ),
         ),
-        ("a background job", format!("sh -c \"$(cat <<'EOF'\n{soon}\nEOF\n)\" & sleep 0.3; echo real; (exit 2)")),
         (
-            "a replayed mark",
-            // The count of an earlier prompt: what a recording of this terminal holds.
-            format!("{}; sleep 0.3; echo real; (exit 2)", forged(&nonce, 1)),
+            "a background job",
+            format!(
+                "sh -c \"$(cat <<'EOF'\nuntil [ -e go ]; do sleep 0.01; done; {soon}\nEOF\n)\" & \
+                 bash -c \"$(cat <<'EOF'\n: >go; while kill -0 $0; do sleep 0.01; done 2>/dev/null; {heard}\nEOF\n)\" $!; \
+                 echo real; (exit 2)"
+            ),
         ),
+        // The count of an earlier prompt: what a recording of this terminal holds.
+        ("a replayed mark", format!("{}; echo real; (exit 2)", forged(&nonce, 1))),
         (
             "an unknown nonce, by a child in the shell's own group",
             format!(
