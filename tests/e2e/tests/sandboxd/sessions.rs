@@ -275,7 +275,9 @@ fn the_session_of_a_static_command_ends_when_its_client_leaves() {
 #[test]
 fn a_command_whose_client_left_can_be_waited_for_typed_to_and_ended() {
     let server = Server::openhands();
-    let reads = "> begun; echo asks; read answer; echo \"got $answer\"; sleep 1000";
+    // What has answered a query has read what was printed before.
+    let asks = r"echo asks; IFS= read -rsn4 -p $'\e[5n' _; > begun";
+    let reads = format!("{asks}; read answer; echo \"got $answer\"; sleep 1000");
     server.leaves(json!({ "command": reads, "blocking": true }), "begun");
     let told = server.action(json!({ "command": "echo other" }));
     assert!(ran(&told).2.contains("is NOT executed"), "{told}");
