@@ -130,6 +130,7 @@ mod tests {
         assert!(remove_tree(&tree).is_err());
         assert!(outside.join("file").exists());
     }
+
     #[test]
     fn a_file_system_without_a_flag_of_renames_is_cleared_too() {
         use seccompiler::{
