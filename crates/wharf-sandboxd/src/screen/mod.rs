@@ -327,8 +327,9 @@ impl State {
             printable.iter().for_each(|byte| self.print(char::from(*byte)));
             return;
         }
+        let Some(last) = printable.last() else { return };
+        self.last_printed = Some(char::from(*last));
         let (style, columns) = (self.style(), usize::from(self.size.columns));
-        self.last_printed = printable.last().map(|byte| char::from(*byte)).or(self.last_printed);
         while !printable.is_empty() {
             let mut column = usize::from(self.grid().cursor.column);
             if column >= columns {
